@@ -1,0 +1,1 @@
+"""Tools to profile, cache and watch a FastAPI application from a notebook."""

@@ -1,0 +1,39 @@
+"""Every exception labkit raises on purpose: one tree, so that a caller can catch all of it at once."""
+
+from __future__ import annotations
+
+
+class LabkitError(Exception):
+    """Base of all. The message names the thing, the value that was given and the remedy."""
+
+
+class AppError(LabkitError):
+    """The application under study cannot be imported, started or used."""
+
+
+class RequestError(LabkitError):
+    """A request could not be made or answered (unknown name, bad argument, closed Lab)."""
+
+
+class RequestTimeout(RequestError):
+    """A request ran into the time limit; the Lab stays usable."""
+
+
+class NotJSONError(RequestError):
+    """``Reply.json`` was asked of an answer that is not JSON."""
+
+
+class ServiceError(LabkitError):
+    """A server (Redis, PostgreSQL, uvicorn) could not be started, found or reached."""
+
+
+class MeasurementError(LabkitError):
+    """Something cannot be measured: the argument is unusable or the system forbids it."""
+
+
+class CourseError(LabkitError):
+    """A lesson was used wrongly: unknown exercise, lesson or language, a source that does not build."""
+
+
+class WorkFolderError(LabkitError):
+    """The learner's folder cannot be read or written."""
