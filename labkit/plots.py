@@ -9,23 +9,32 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib.resources import as_file, files
 from typing import Any
 
-from matplotlib import style
 import pandas as pd
+from matplotlib import style
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure as _Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from labkit._html import FAINT, Safe, join, table, tag
-from labkit._text import number, say
+from labkit._text import duration, number, say
 
 # Okabe and Ito's palette: told apart with any colour vision.
 BLUE, VERMILION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
 PURPLE, SKY, BLACK, YELLOW = "#CC79A7", "#56B4E9", "#000000", "#F0E442"
 GREY = "#8A8A8A"
 BEFORE, AFTER = VERMILION, BLUE
+
+# The style sheet acts through matplotlib's global settings: one thread at a time may change them.
+_drawing = threading.RLock()
 
 
 class Figure(_Figure):
@@ -43,23 +52,51 @@ class Figure(_Figure):
 
     def html(self, *, with_table: bool = True) -> Safe:
         """``<img>`` with alt text and the table folded below it."""
-        data = base64.b64encode(self.png()).decode()
-        image = Safe(tag("img", "", "max-width:100%;height:auto;border-radius:4px", alt=self.alt, src=f"data:image/png;base64,{data}").replace("></img>", ">"))
+        return self._html(base64.b64encode(self.png()).decode(), with_table)
+
+    def _html(self, picture: str, with_table: bool) -> Safe:
+        image = Safe(
+            tag(
+                "img",
+                "",
+                "max-width:100%;height:auto;border-radius:4px",
+                alt=self.alt,
+                src=f"data:image/png;base64,{picture}",
+            ).removesuffix("</img>")
+        )
         if self.table is None or not with_table:
             return image
-        return join([image, tag("details", join([tag("summary", say("plots.as_table"), f"cursor:pointer;color:{FAINT};font-size:12px"), frame(self.table)]))])
+        summary = tag("summary", say("plots.as_table"), f"cursor:pointer;color:{FAINT};font-size:12px")
+        return join([image, tag("details", join([summary, frame(self.table)]))])
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        return {"text/plain": self.alt or repr(self), "text/html": self.html()}
+    def _repr_mimebundle_(
+        self, include: Any = None, exclude: Any = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        # The HTML is what JupyterLab shows; viewers that drop pictures from HTML (GitHub) take the PNG.
+        picture = base64.b64encode(self.png()).decode()
+        data = {
+            "text/plain": self.alt or repr(self),
+            "text/html": self._html(picture, True),
+            "image/png": picture,
+        }
+        return data, {"image/png": {"alt": self.alt}}
 
 
-def _style() -> Any:
-    with as_file(files("labkit") / "labkit.mplstyle") as path:
-        return style.context(path)
+@contextmanager
+def _style() -> Iterator[None]:
+    with _drawing, as_file(files("labkit") / "labkit.mplstyle") as path, style.context(path):
+        yield
 
 
-def figure(draw: Callable[[Any], None], *, title: str, alt: str, data: pd.DataFrame | None = None,
-           size: tuple[float, float] = (9.0, 3.6), panels: int = 1) -> Figure:
+def figure(
+    draw: Callable[[Any], None],
+    *,
+    title: str,
+    alt: str,
+    data: pd.DataFrame | None = None,
+    size: tuple[float, float] = (9.0, 3.6),
+    panels: int = 1,
+) -> Figure:
     """Make a figure in the house style and let ``draw`` fill it.
 
     Args:
@@ -75,9 +112,9 @@ def figure(draw: Callable[[Any], None], *, title: str, alt: str, data: pd.DataFr
         axes: list[Axes] = list(fig.subplots(1, panels, squeeze=False)[0])
         draw(axes if panels > 1 else axes[0])
         if panels > 1:
-            fig.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+            fig.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold", parse_math=False)
         else:
-            axes[0].set_title(title)
+            axes[0].set_title(title, parse_math=False)
     fig.alt, fig.table = alt, data
     return fig
 
@@ -91,6 +128,144 @@ def frame(data: pd.DataFrame, most: int = 30) -> Safe:
             return number(value, ",.3g") if abs(value) < 1000 else number(value, ",.0f")
         return number(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
-    shown = table(list(data.columns), [[show(v) for v in row] for row in data.head(most).astype(object).values.tolist()], numeric)
-    rest = len(data) - most
-    return join([shown, tag("div", say("plots.more_rows", rest=rest), f"color:{FAINT};font-size:12px")]) if rest > 0 else shown
+    rows = [[show(v) for v in row] for row in data.head(most).astype(object).values.tolist()]
+    shown, rest = table(list(data.columns), rows, numeric), len(data) - most
+    if rest <= 0:
+        return shown
+    return join([shown, tag("div", say("plots.more_rows", rest=rest), f"color:{FAINT};font-size:12px")])
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A box of an icicle: ``value`` counts its children too. ``own`` marks the learner's own code."""
+
+    name: str
+    value: float
+    children: tuple[Node, ...] = ()
+    own: bool = False
+
+
+def icicle(
+    root: Node,
+    title: str,
+    alt: str,
+    *,
+    show: Callable[[float], str] = duration,
+    depth: int = 12,
+    least: float = 0.004,
+    data: pd.DataFrame | None = None,
+) -> Figure:
+    """A tree of durations as boxes: callers above, what they call below, width in proportion to value.
+
+    Args:
+        root: the tree; each value includes those of the children.
+        title: the finding, as a sentence.
+        alt: what the picture shows.
+        show: turns a value into text (default: seconds as a duration).
+        depth: rows drawn at most; what lies deeper is left out.
+        least: boxes narrower than this fraction of the root are left out.
+        data: table below the picture; default: name, value and share of every box drawn.
+    """
+    boxes = list(_boxes(root, 0.0, 0, depth, least * root.value))
+    rows = 1 + max(level for _, _, level in boxes)
+    total, width = root.value or 1.0, 11.0
+
+    def draw(ax: Axes) -> None:
+        for node, left, level in boxes:
+            share = node.value / total
+            face = (
+                (ORANGE if level % 2 else "#F0B73A") if node.own else ("#DCE6EE" if level % 2 else "#C9D9E6")
+            )
+            ax.add_patch(Rectangle((left / total, level), share, 0.94, facecolor=face, edgecolor="white"))
+            room = int(share * width * 12.5) - 1  # characters of 9 points that fit
+            label = f"{node.name}  {show(node.value)}"
+            if len(label) > room:
+                label = node.name if len(node.name) <= room else f"{node.name[: room - 1]}…"
+            if room >= 4:
+                ax.text(
+                    left / total + 0.004,
+                    level + 0.47,
+                    label,
+                    fontsize=9,
+                    va="center",
+                    color="#222222",
+                    clip_on=True,
+                    parse_math=False,
+                    fontweight="bold" if node.own else "normal",
+                )
+        ax.set(xlim=(0, 1), ylim=(rows, 0))
+        ax.grid(False)
+        ax.yaxis.set_visible(False)
+        ax.spines["left"].set_visible(False)
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: show(x * total)))
+        ax.set_xlabel(say("plots.icicle_axis"))
+
+    if data is None:
+        names = [say("plots.name"), say("plots.value"), say("plots.share")]
+        cells = [(node.name, show(node.value), number(node.value / total, ".0%")) for node, _, _ in boxes]
+        data = pd.DataFrame(cells, columns=names)
+    return figure(draw, title=title, alt=alt, data=data, size=(width, 1.3 + 0.34 * rows))
+
+
+def _boxes(
+    node: Node, left: float, level: int, depth: int, least: float
+) -> Iterator[tuple[Node, float, int]]:
+    yield node, left, level
+    for child in node.children if level + 1 < depth else ():
+        if child.value >= least:
+            yield from _boxes(child, left, level + 1, depth, least)
+        left += child.value
+
+
+def durations(axis: Axis) -> None:
+    """Tick labels of an axis in seconds as durations of the language: 200 µs, 1,5 ms, 2 s."""
+    axis.set_major_formatter(FuncFormatter(lambda x, _: _short(x)))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def numbers(axis: Axis) -> None:
+    """Tick labels of an axis as numbers of the language: 1.051."""
+    axis.set_major_formatter(FuncFormatter(lambda x, _: number(x, ",.10g")))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _short(seconds: float) -> str:
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if abs(seconds) >= size * 0.9999:
+            return f"{number(seconds / size, ',.4g')} {unit}"
+    return "0"
+
+
+def bars(
+    ax: Axes,
+    names: Sequence[str],
+    values: Sequence[float],
+    colours: Sequence[str] | str = BLUE,
+    *,
+    show: Callable[[float], str] = number,
+    intervals: Sequence[tuple[float, float] | None] | None = None,
+) -> None:
+    """Horizontal bars, the first on top, each with its value written at its end.
+
+    Args:
+        ax: where to draw.
+        names: what each bar is.
+        values: how long each bar is.
+        colours: one for all, or one a bar.
+        show: turns a value into the text beside the bar.
+        intervals: (low, high) of each bar, drawn as a whisker.
+    """
+    places = range(len(values))
+    ax.barh(places, values, color=colours, height=0.62)
+    for place, value in enumerate(values):
+        end, whisker = value, intervals[place] if intervals else None
+        if whisker:
+            ax.plot(whisker, (place, place), color=BLACK, linewidth=1.6, marker="|", markersize=9)
+            end = max(end, whisker[1])
+        ax.annotate(
+            show(value), (end, place), (6, 0), textcoords="offset points", va="center", fontweight="bold"
+        )
+    ax.set_yticks(places, names)
+    ax.set(ylim=(len(values) - 0.4, -0.6), xlim=(0, max([*values, 1e-12]) * 1.25))
+    ax.grid(False, axis="y")
+    ax.tick_params(axis="y", length=0)
