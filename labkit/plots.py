@@ -19,10 +19,10 @@ from typing import Any
 import pandas as pd
 from matplotlib import style
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
+from matplotlib.axis import Axis, XAxis
 from matplotlib.figure import Figure as _Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from labkit._html import FAINT, Safe, join, table, tag
 from labkit._text import duration, number, say
@@ -172,33 +172,26 @@ def icicle(
 
     def draw(ax: Axes) -> None:
         for node, left, level in boxes:
-            share = node.value / total
             face = (
                 (ORANGE if level % 2 else "#F0B73A") if node.own else ("#DCE6EE" if level % 2 else "#C9D9E6")
             )
-            ax.add_patch(Rectangle((left / total, level), share, 0.94, facecolor=face, edgecolor="white"))
-            room = int(share * width * 12.5) - 1  # characters of 9 points that fit
+            ax.add_patch(Rectangle((left, level), node.value, 0.94, facecolor=face, edgecolor="white"))
+            room = int(node.value / total * width * 12.5) - 1  # characters of 9 points that fit
             label = f"{node.name}  {show(node.value)}"
             if len(label) > room:
                 label = node.name if len(node.name) <= room else f"{node.name[: room - 1]}…"
             if room >= 4:
-                ax.text(
-                    left / total + 0.004,
-                    level + 0.47,
-                    label,
-                    fontsize=9,
-                    va="center",
-                    color="#222222",
-                    clip_on=True,
-                    parse_math=False,
-                    fontweight="bold" if node.own else "normal",
-                )
-        ax.set(xlim=(0, 1), ylim=(rows, 0))
+                weight = "bold" if node.own else "normal"
+                place = (left + 0.004 * total, level + 0.47)
+                ax.text(*place, label, size=9, va="center", clip_on=True, parse_math=False, fontweight=weight)
+        ax.set(xlim=(0, total), ylim=(rows, 0))
         ax.grid(False)
         ax.yaxis.set_visible(False)
         ax.spines["left"].set_visible(False)
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: show(x * total)))
-        ax.set_xlabel(say("plots.icicle_axis"))
+        _ticks(ax.xaxis, _short if show is duration else show, False)
+        ax.set_xlabel(
+            say("plots.icicle_own" if any(node.own for node, _, _ in boxes) else "plots.icicle_axis")
+        )
 
     if data is None:
         names = [say("plots.name"), say("plots.value"), say("plots.share")]
@@ -217,15 +210,24 @@ def _boxes(
         left += child.value
 
 
-def durations(axis: Axis) -> None:
-    """Tick labels of an axis in seconds as durations of the language: 200 µs, 1,5 ms, 2 s."""
-    axis.set_major_formatter(FuncFormatter(lambda x, _: _short(x)))
-    axis.set_minor_formatter(NullFormatter())
+def durations(axis: Axis, *, log: bool = False) -> None:
+    """Label an axis in seconds with durations of the language: 200 µs, 1,5 ms, 2 s. Call it after drawing."""
+    _ticks(axis, _short, log)
 
 
-def numbers(axis: Axis) -> None:
-    """Tick labels of an axis as numbers of the language: 1.051."""
-    axis.set_major_formatter(FuncFormatter(lambda x, _: number(x, ",.10g")))
+def numbers(axis: Axis, *, log: bool = False) -> None:
+    """Label an axis with numbers of the language: 1.051. Call it after drawing."""
+    _ticks(axis, lambda x: number(x, ",.10g"), log)
+
+
+def _ticks(axis: Axis, show: Callable[[float], str], log: bool) -> None:
+    if log:
+        low, high = axis.get_data_interval()
+        (axis.axes.set_xscale if isinstance(axis, XAxis) else axis.axes.set_yscale)("log")
+        # Within a decade a log axis has no ticks of its own worth reading.
+        few = low > 0 and high < 4 * low
+        axis.set_major_locator(MaxNLocator(6) if few else LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+    axis.set_major_formatter(FuncFormatter(lambda x, _: show(x)))
     axis.set_minor_formatter(NullFormatter())
 
 

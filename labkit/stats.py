@@ -1,0 +1,219 @@
+"""Fair comparisons of two durations: interleaved pairs, an exact interval, and a verdict that may be open.
+
+A noisy machine slows down whatever runs at the time. Measuring the two things turn by turn, in random order,
+makes both suffer alike, and the ratio inside each pair hardly moves.
+
+Measuring goes on until the interval is narrow, never until it is favourable: stopping at the first
+significant look would sooner or later find a difference between a thing and itself.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Awaitable, Callable, Generator
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, TypedDict, Unpack
+
+import pandas as pd
+
+from labkit import plots
+from labkit._html import Safe, card
+from labkit._ratio import COLOURS, FEWEST, SYMBOLS, Ratio, median_interval, percentiles, scatter, times
+from labkit._text import say
+from labkit.errors import MeasurementError
+
+__all__ = [
+    "COLOURS",
+    "SYMBOLS",
+    "OneShots",
+    "Ratio",
+    "compare",
+    "compare_async",
+    "median_interval",
+    "one_shot_spread",
+    "percentiles",
+    "times",
+]
+
+MOST = 5_000  # pairs, so that things of a microsecond end, too
+
+
+class _Options(TypedDict, total=False):
+    limit: float
+    minimum_effect: float
+    precision: float
+    seed: int | None
+    warm_up: int
+    clock: Callable[[], float]
+
+
+def _experiment(
+    limit: float = 15.0,
+    minimum_effect: float = 0.05,
+    precision: float = 0.02,
+    seed: int | None = None,
+    warm_up: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Generator[bool, float, Ratio]:
+    """Yields which to run next (True: a) and is sent the seconds it took: one course for sync and async."""
+    if limit <= 0 or minimum_effect <= 0 or precision <= 0:
+        raise MeasurementError(
+            say("stats.bad_limits", limit=limit, effect=minimum_effect, precision=precision)
+        )
+    start, coin, look = clock(), random.Random(seed), FEWEST
+    a: list[float] = []
+    b: list[float] = []
+
+    def seen() -> Ratio:
+        skip = warm_up if min(len(a), len(b)) > warm_up else 0
+        return Ratio.of(a[skip:], b[skip:], minimum_effect)
+
+    for pairs in count(1 - warm_up):
+        began, first = clock(), coin.random() < 0.5
+        for which in (first, not first):
+            (a if which else b).append((yield which))
+            if clock() - start >= limit:
+                return seen()
+        now = clock()
+        if pairs >= min(look, MOST):
+            look = math.ceil(pairs * 1.3)  # few looks: each is one more chance to be misled by a lucky streak
+            ratio = seen()
+            wanted = max(precision, abs(math.log(ratio.ratio)) / 10)
+            if math.log(ratio.high / ratio.low) / 2 <= wanted or pairs >= MOST:
+                return ratio
+        if pairs >= FEWEST and now + (now - began) > start + limit:
+            return seen()
+    raise AssertionError("unreachable")
+
+
+def compare(
+    a: Callable[[], object],
+    b: Callable[[], object],
+    *,
+    limit: float = 15.0,
+    minimum_effect: float = 0.05,
+    precision: float = 0.02,
+    seed: int | None = None,
+    warm_up: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Ratio:
+    """Run ``a`` and ``b`` turn by turn in random order and say how many times faster ``b`` is.
+
+    Args:
+        a, b: called without arguments; what they return is ignored, what they raise goes through.
+        limit: seconds after which nothing new is started; a verdict not clear by then is ``"inconclusive"``.
+        minimum_effect: differences up to this fraction count as none.
+        precision: enough when the interval's half width on the log scale is at most this (0.02 is about 2 %),
+            or a tenth of the log ratio, so that "38 times" need not be known to the decimal.
+        seed: makes the order within the pairs reproducible.
+        warm_up: pairs run first and not counted.
+        clock: seconds; the tests put in a false one.
+
+    Raises:
+        MeasurementError: if ``limit``, ``minimum_effect`` or ``precision`` is not positive.
+    """
+    course = _experiment(limit, minimum_effect, precision, seed, warm_up, clock)
+    which = next(course)
+    while True:
+        began = clock()
+        (a if which else b)()
+        try:
+            which = course.send(clock() - began)
+        except StopIteration as end:
+            ratio: Ratio = end.value
+            return ratio
+
+
+async def compare_async(
+    a: Callable[[], Awaitable[float | None]],
+    b: Callable[[], Awaitable[float | None]],
+    **options: Unpack[_Options],
+) -> Ratio:
+    """`compare` for coroutine functions; one that returns a float has measured its own seconds."""
+    course, clock = _experiment(**options), options.get("clock", time.perf_counter)
+    which = next(course)
+    while True:
+        began = clock()
+        own = await (a if which else b)()
+        elapsed = clock() - began
+        try:
+            which = course.send(own if isinstance(own, float) else elapsed)
+        except StopIteration as end:
+            ratio: Ratio = end.value
+            return ratio
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class OneShots:
+    """Pairs of single runs of one and the same thing: what a one-shot comparison would have "found".
+
+    Attributes:
+        against_itself: the same runs judged as `compare` would.
+    """
+
+    against_itself: Ratio
+    threshold: float = 0.10
+
+    @property
+    def ratios(self) -> tuple[float, ...]:
+        """First run / second run of each pair."""
+        return tuple(self.df["ratio"])
+
+    @property
+    def differ(self) -> float:
+        """Fraction of the pairs whose two runs differ by more than the threshold."""
+        return sum(self._far(ratio) for ratio in self.ratios) / len(self.ratios)
+
+    def _far(self, ratio: float) -> bool:
+        return max(ratio, 1 / ratio) > 1 + self.threshold
+
+    @property
+    def df(self) -> pd.DataFrame:
+        """One row a pair: seconds of both runs, and their ratio."""
+        return self.against_itself.df
+
+    def plot(self) -> plots.Figure:
+        """Every one-shot ratio; those that differ by more than the threshold stand out."""
+
+        def draw(ax: Any) -> None:
+            band = 1 + self.threshold
+            ax.axhspan(1 / band, band, color=plots.GREY, alpha=0.15, linewidth=0)
+            colours = [plots.VERMILION if self._far(ratio) else plots.SKY for ratio in self.ratios]
+            scatter(ax, self.ratios, colours, self.against_itself)
+
+        return plots.figure(
+            draw, title=repr(self), alt=say("stats.one_shot_alt", says=repr(self)), data=self.df
+        )
+
+    def __repr__(self) -> str:
+        pairs, percent = len(self.ratios), 100 * self.threshold
+        return say("stats.one_shot", differ=round(self.differ * pairs), pairs=pairs, percent=percent)
+
+    def _repr_html_(self) -> Safe:
+        return card(repr(self), say("stats.itself", says=self.against_itself.says), colour=plots.BLUE)
+
+
+def one_shot_spread(
+    run: Callable[[], object],
+    *,
+    pairs: int = 40,
+    limit: float = 15.0,
+    clock: Callable[[], float] = time.perf_counter,
+) -> OneShots:
+    """Time ``run`` against itself ``pairs`` times, one run each, as a hasty comparison would.
+
+    Raises:
+        MeasurementError: if not even one pair was complete after ``limit`` seconds.
+    """
+    start, seconds = clock(), list[float]()
+    run()
+    while len(seconds) < 2 * pairs and clock() - start < limit:
+        began = clock()
+        run()
+        seconds.append(clock() - began)
+    if len(seconds) < 2:
+        raise MeasurementError(say("stats.too_slow", limit=limit))
+    return OneShots(Ratio.of(seconds[0::2], seconds[1::2]))
