@@ -1,0 +1,241 @@
+"""The verdict engine: runs a check on what the learner wrote, answers with a card, never raises, never hangs.
+
+A lesson's checks are plain functions ``check_1_3(ctx, thing) -> Verdict`` in
+``labkit/course/lessons/lesson_01.py``. They return or raise a verdict made with ``done``, ``almost``,
+``todo`` or ``inconclusive``; its key names a sentence of the lesson's catalogue
+(``labkit/course/messages/lesson_01.toml``), and ``<key>_hint`` the hint for that very answer. Keys of another
+catalogue are written with their room (``"course.wrong_type"``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import ctypes
+import inspect
+import linecache
+import secrets
+import threading
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from labkit import _frames
+from labkit.course.cards import Card, State, has, words
+from labkit.course.exercises import Exercise, Outline
+from labkit.course.markers import fingerprints
+from labkit.errors import LabkitError
+
+T = TypeVar("T")
+
+
+class Verdict(Exception):
+    """What a check found; may be returned or raised."""
+
+    def __init__(self, state: State, key: str, **counts: Any) -> None:
+        super().__init__(key)
+        self.state, self.key, self.counts = state, key, counts
+
+
+def done(key: str, **counts: Any) -> Verdict:
+    """Solved."""
+    return Verdict("done", key, **counts)
+
+
+def almost(key: str, **counts: Any) -> Verdict:
+    """Runs and is not right yet: the sentence says what is left, in counts."""
+    return Verdict("almost", key, **counts)
+
+
+def todo(key: str, **counts: Any) -> Verdict:
+    """Not begun (the engine tells an untouched starter by itself)."""
+    return Verdict("todo", key, **counts)
+
+
+def inconclusive(key: str, **counts: Any) -> Verdict:
+    """The measurement does not tell; never fails a learner."""
+    return Verdict("inconclusive", key, **counts)
+
+
+Check = Callable[["Context", Any], Verdict]
+
+
+class _TimeUp(BaseException):
+    """Raised inside a check that has run out of time."""
+
+
+@dataclass
+class Context:
+    """What a check may use.
+
+    Attributes:
+        lesson: name of the lesson.
+        exercise: the exercise under check.
+        lab: the Lab of the lesson; a check that needs one may rely on it.
+        seed: for hidden data, new at each check, shown when the check is not passed.
+    """
+
+    lesson: str
+    exercise: Exercise
+    _lab: Any = None
+    _seed: int = 0
+    seed_used: bool = False
+    kept: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def lab(self) -> Any:
+        if self._lab is None:
+            raise LabkitError(words("course.no_lab"))
+        return self._lab
+
+    @property
+    def seed(self) -> int:
+        self.seed_used = True
+        return self._seed
+
+    def keep(self, name: str, result: Any) -> None:
+        """Put a measurement into the evidence: the report and the rubric read it (see ``Lesson.keep``)."""
+        self.kept[name] = result
+
+    def require(self, condition: object, key: str, **counts: Any) -> None:
+        """Raise ``almost(key)`` unless the condition holds."""
+        if not condition:
+            raise almost(key, **counts)
+
+    def answer(self, path: str, method: str = "GET", **kwargs: Any) -> Any:
+        """The Lab's reply; an endpoint that raised becomes a verdict ``error`` with the learner's line."""
+        reply = self.lab.request(method, path, **kwargs)
+        if error := getattr(reply, "error", None):
+            raise Verdict("error", "course.endpoint_raised", path=path, code=str(error))
+        return reply
+
+    def run(self, function: Callable[..., Coroutine[Any, Any, T]], *args: Any, **kwargs: Any) -> T:
+        """Run a coroutine function of the learner to its end, in a loop of its own."""
+        return asyncio.run(function(*args, **kwargs))
+
+    def source(self, thing: Any) -> str:
+        """The whole cell or file in which the learner wrote a function or class; empty if unknown."""
+        return source_of(thing)
+
+    def is_starter(self, thing: Any) -> bool:
+        """Whether the exercise's functions still are the starter's, whatever their layout and comments."""
+        if not self.exercise.functions:
+            return False
+        try:
+            written = fingerprints(self.source(thing))
+        except SyntaxError:
+            return False
+        return all(written.get(name) == print_ for name, print_ in self.exercise.functions.items())
+
+    def is_learners(self, thing: Any) -> bool:
+        """Whether the learner wrote it: a function or class of the notebook itself."""
+        return getattr(inspect.unwrap(thing) if callable(thing) else thing, "__module__", None) == "__main__"
+
+
+def source_of(thing: Any) -> str:
+    """The text of the cell or file that defines a function or class; empty if unknown."""
+    if inspect.isclass(thing):
+        thing = next((item for item in vars(thing).values() if inspect.isfunction(item)), thing)
+    code = getattr(inspect.unwrap(thing), "__code__", None) if callable(thing) else None
+    return "".join(linecache.getlines(code.co_filename)) if code else ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A verdict with what the evidence keeps of it."""
+
+    card: Card
+    key: str
+    source: str = ""
+    kept: Mapping[str, Any] = field(default_factory=dict)
+
+
+def run_check(
+    check: Check | None,
+    outline: Outline,
+    exercise: Exercise,
+    thing: Any,
+    *,
+    lab: Any = None,
+    limit: float = 60.0,
+    seed: int | None = None,
+) -> Outcome:
+    """Judge ``thing`` and say it in a card.
+
+    The check runs in a thread of its own (so that it may start an event loop where the notebook's runs) and
+    is ended after ``limit`` seconds. Nothing is raised but ``KeyboardInterrupt``.
+    """
+    ctx = Context(outline.name, exercise, lab, secrets.randbelow(1_000_000) if seed is None else seed)
+    verdict = _first_look(ctx, thing) if check else Verdict("error", "course.no_check", id=exercise.id)
+    untouched = verdict is None and ctx.is_starter(thing)
+    if verdict is None and check:
+        verdict = _in_thread(lambda: check(ctx, thing), limit)
+    assert verdict is not None
+    return Outcome(_card(outline, ctx, verdict, untouched), verdict.key, ctx.source(thing), dict(ctx.kept))
+
+
+def _first_look(ctx: Context, thing: Any) -> Verdict | None:
+    """Missing, of the wrong type, or not the learner's own."""
+    if thing is None or thing is ...:
+        return todo("course.missing")
+    if not ctx.exercise.functions:
+        return None
+    if not callable(thing):
+        return almost("course.wrong_type", type=type(thing).__name__, name=", ".join(ctx.exercise.functions))
+    return None if ctx.is_learners(thing) else almost("course.not_yours")
+
+
+def _in_thread(work: Callable[[], Verdict], limit: float) -> Verdict:
+    box: list[Verdict] = []
+
+    def target() -> None:
+        try:
+            box.append(work())
+        except Verdict as verdict:
+            box.append(verdict)
+        except _TimeUp:
+            pass
+        except BaseException as error:  # a learner's sys.exit() must not pass as silence
+            box.append(_from_exception(error))
+
+    thread = threading.Thread(
+        target=contextvars.copy_context().run, args=(target,), daemon=True, name="labkit-check"
+    )
+    thread.start()
+    try:
+        thread.join(limit)
+    finally:
+        if (
+            thread.is_alive() and thread.ident
+        ):  # a loop in Python code is ended; a blocked C call is left behind
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(thread.ident), ctypes.py_object(_TimeUp)
+            )
+    return box[0] if box else Verdict("error", "course.too_long", limit=limit)
+
+
+def _from_exception(error: BaseException) -> Verdict:
+    if _frames.user_traceback(error) is not None:
+        return Verdict("error", "course.raised", type=type(error).__name__, code=_frames.describe(error))
+    if isinstance(error, LabkitError):
+        return Verdict("error", "course.told", text=str(error))
+    return Verdict("inconclusive", "course.check_failed", error=f"{type(error).__name__}: {error}")
+
+
+def _card(outline: Outline, ctx: Context, verdict: Verdict, untouched: bool) -> Card:
+    state: State = verdict.state
+    key = verdict.key if "." in verdict.key else f"{outline.room}.{verdict.key}"
+    message = words(key, **verdict.counts)
+    if untouched and state != "error":
+        state, message = "todo", words("course.untouched", measured=message)
+    hint_key = f"{key}_hint" if state in ("almost", "error", "todo") and has(f"{key}_hint") else ""
+    return Card(
+        verdict=state,
+        message=message,
+        hint_key=hint_key,
+        counts={name: value for name, value in verdict.counts.items() if name != "code"},
+        title=words("course.exercise", id=ctx.exercise.id),
+        hint=words(hint_key, **verdict.counts) if hint_key else "",
+        note=words("course.seed", seed=ctx._seed) if ctx.seed_used and state != "done" else "",
+        code=str(verdict.counts.get("code", "")),
+    )

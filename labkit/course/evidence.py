@@ -1,0 +1,153 @@
+"""What a learner did, kept as a list of events: one JSON file a lesson, merged and never overwritten.
+
+Every check, hint, prediction and reflection is one event with an id of its own. A save reads the file, unites
+its events with those in memory and replaces it at once, so that two kernels on one lesson lose nothing. Where
+the folder cannot be written (read-only, full disk), the events stay in memory, ``problem`` says so in a
+sentence, and the next save writes them all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from labkit.course.cards import words
+
+Event = dict[str, Any]
+VERSION = 1
+
+
+class Evidence:
+    """The events of one lesson.
+
+    Args:
+        path: the JSON file; its folder is made when something is first written.
+        clock: seconds since the epoch.
+
+    Attributes:
+        problem: a sentence if the last read or write went wrong, else empty.
+    """
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+        self.path = path
+        self.problem = ""
+        self._clock = clock
+        self._events: dict[str, Event] = {}
+        self._pictures: dict[str, bytes] = {}  # those not yet on the disk
+        self._merge_file()
+
+    def __iter__(self) -> Iterator[Event]:
+        """The events, oldest first."""
+        return iter(sorted(self._events.values(), key=lambda event: (event["at"], event["id"])))
+
+    def of(self, kind: str, **values: Any) -> list[Event]:
+        """The events of one kind that have these values, oldest first."""
+        return [e for e in self if e["kind"] == kind and all(e.get(n) == v for n, v in values.items())]
+
+    def add(self, kind: str, **values: Any) -> Event:
+        """Record an event and save; never raises for want of a disk."""
+        event: Event = {"id": uuid.uuid4().hex, "at": round(self._clock(), 3), "kind": kind, **values}
+        event = json.loads(json.dumps(event, default=str))
+        self._events[event["id"]] = event
+        self.save()
+        return event
+
+    def keep(self, name: str, result: Any, *, checked: bool = False) -> None:
+        """Record a measurement under a name: its plain numbers, its table and its picture, for report and rubric.
+
+        Args:
+            name: ``comparison``; a later result of that name takes its place.
+            result: a dataclass; ``plot()`` and ``df`` are taken where it has them.
+            checked: whether a check vouches for it (the rubric reads no other).
+        """
+        names = [field.name for field in fields(result)] if is_dataclass(result) else []
+        names += [n for n, item in vars(type(result)).items() if isinstance(item, property) and n[0] != "_"]
+        found = {n: getattr(result, n, None) for n in names if n != "df"}
+        values = {n: value for n, value in found.items() if isinstance(value, bool | int | float | str)}
+        picture, alt = "", ""
+        if callable(plot := getattr(result, "plot", None)):
+            figure = plot()
+            picture, alt = f"{self.path.stem}-{name}.png", str(getattr(figure, "alt", ""))
+            self._pictures[picture] = figure.png()
+        self.add("keep", name=name, values=values, picture=picture, alt=alt, checked=checked)
+
+    def kept(self, *, checked: bool = False) -> dict[str, Event]:
+        """The last result kept under each name; with ``checked``, only those a check vouches for."""
+        return {event["name"]: event for event in self.of("keep") if event["checked"] or not checked}
+
+    def picture(self, name: str) -> bytes:
+        """The PNG of a kept result; empty if there is none any more."""
+        with contextlib.suppress(OSError):
+            return self._pictures.get(name) or (self.path.parent / name).read_bytes()
+        return b""
+
+    def save(self) -> bool:
+        """Write what is in memory, united with what is in the file; tells whether it worked."""
+        self.problem = ""
+        self._merge_file()
+        text = json.dumps({"version": VERSION, "events": list(self)}, ensure_ascii=False, indent=1)
+        try:
+            write_atomically(self.path, text.encode())
+            for name in list(self._pictures):
+                write_atomically(self.path.parent / name, self._pictures[name])
+                del self._pictures[name]
+        except OSError as error:
+            reason = error.strerror or str(error)
+            self.problem = words("course.not_saved", path=self.path, reason=reason)
+            return False
+        return True
+
+    def reset(self) -> Path | None:
+        """Begin anew; the old file is kept beside as a backup, whose path is returned."""
+        self._events.clear()
+        return self._set_aside("reset") if self.path.exists() else None
+
+    def _merge_file(self) -> None:
+        try:
+            data = json.loads(self.path.read_text(encoding="utf-8"))
+            events = {
+                event["id"]: event for event in data["events"] if event["kind"] and float(event["at"]) >= 0
+            }
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            self.problem = words("course.not_read", path=self.path, reason=error.strerror or str(error))
+        except (ValueError, TypeError, KeyError, AttributeError):
+            backup = self._set_aside("corrupt")
+            self.problem = words("course.corrupt", path=self.path, backup=backup or "-")
+        else:
+            self._events = events | self._events
+
+    def _set_aside(self, why: str) -> Path | None:
+        backup = self.path.with_name(f"{self.path.stem}.{why}-{int(self._clock() * 1000)}.json")
+        with contextlib.suppress(OSError):
+            return self.path.replace(backup)
+        return None
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Put a whole file in place at once: readers see the old one or the new one.
+
+    Raises:
+        OSError: if it cannot be written; the old file is then untouched and no remnant is left.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
