@@ -144,7 +144,7 @@ class Ratio:
         ratios = self.df["ratio"].tolist()
 
         def draw(ax: Any) -> None:
-            scatter(ax, ratios, [plots.SKY] * len(ratios), self)
+            scatter(ax, ratios, plots.BLUE, self)
             effect = 1 + self.minimum_effect
             ax.axhspan(1 / effect, effect, color=plots.GREY, alpha=0.15, linewidth=0)
 
@@ -165,15 +165,15 @@ def _log_ratio(a: float, b: float) -> float:
     return math.log(max(a, 1e-9) / max(b, 1e-9))  # a coarse clock may say zero
 
 
-def scatter(ax: Any, ratios: Sequence[float], colours: Sequence[str], judged: Ratio) -> None:
+def scatter(ax: Any, ratios: Sequence[float], colours: Sequence[str] | str, judged: Ratio) -> None:
     """Draw the ratio of every pair and, behind them, the interval of their median."""
-    at = range(1, len(ratios) + 1)
-    ax.axhline(1, color=plots.BLACK, linewidth=0.8)
-    ax.scatter(at, ratios, c=colours, s=26, zorder=3)
+    ax.axhline(1, color=plots.BLACK, linewidth=1)
+    ax.scatter(range(1, len(ratios) + 1), ratios, c=colours, s=34, zorder=3, edgecolor="white", linewidth=0.6)
     if judged.pairs >= FEWEST:
         _, low, high = times(judged.ratio, judged.low, judged.high)
         label = say("stats.interval", low=low, high=high)
         ax.axhspan(judged.low, judged.high, color=plots.BLUE, alpha=0.3, linewidth=0, label=label)
-        ax.legend(loc="upper right")
+        ax.figure.legend(loc="outside lower right")
     ax.set(xlabel=say("stats.pair_axis"), ylabel=say("stats.ratio_axis"))
+    plots.numbers(ax.xaxis)
     plots.numbers(ax.yaxis, log=True)

@@ -22,7 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis, XAxis
 from matplotlib.figure import Figure as _Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import AutoLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from labkit._html import FAINT, Safe, join, table, tag
 from labkit._text import duration, number, say
@@ -225,10 +225,12 @@ def _ticks(axis: Axis, show: Callable[[float], str], log: bool) -> None:
         low, high = axis.get_data_interval()
         (axis.axes.set_xscale if isinstance(axis, XAxis) else axis.axes.set_yscale)("log")
         # Within a decade a log axis has no ticks of its own worth reading.
-        few = low > 0 and high < 4 * low
+        few = low > 0 and high < 6 * low
         axis.set_major_locator(MaxNLocator(6) if few else LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+    elif isinstance(axis.get_major_locator(), AutoLocator):
+        axis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
+    axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda x, _: show(x)))
-    axis.set_minor_formatter(NullFormatter())
 
 
 def _short(seconds: float) -> str:

@@ -181,8 +181,9 @@ class OneShots:
         def draw(ax: Any) -> None:
             band = 1 + self.threshold
             ax.axhspan(1 / band, band, color=plots.GREY, alpha=0.15, linewidth=0)
-            colours = [plots.VERMILION if self._far(ratio) else plots.SKY for ratio in self.ratios]
+            colours = [plots.VERMILION if self._far(ratio) else plots.BLUE for ratio in self.ratios]
             scatter(ax, self.ratios, colours, self.against_itself)
+            ax.set_ylabel(say("stats.one_shot_axis"))
 
         return plots.figure(
             draw, title=repr(self), alt=say("stats.one_shot_alt", says=repr(self)), data=self.df

@@ -1,0 +1,266 @@
+"""Two endpoints compared: the same answer first, then statements, then time."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Protocol
+
+import pandas as pd
+
+from labkit import plots, stats
+from labkit._html import Safe, card, code, join, tag
+from labkit._text import duration, number, say
+from labkit.errors import NotJSONError
+
+
+class _Reply(Protocol):
+    @property
+    def status(self) -> int: ...
+    @property
+    def body(self) -> bytes: ...
+    @property
+    def json(self) -> Any: ...
+    @property
+    def elapsed(self) -> float: ...
+    @property
+    def queries(self) -> int: ...
+
+
+class _Client(Protocol):
+    async def call(self, method: str, path: str, /) -> _Reply: ...
+
+
+_MISSING = object()
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """The first place where two answers differ: its path (``users[0].username``) and both values."""
+
+    path: str
+    a: str
+    b: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.a} → {self.b}"
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Comparison:
+    """Endpoint ``b`` against endpoint ``a``.
+
+    Attributes:
+        paths: the two paths, a and b.
+        same_body: whether both gave the same answer (equal JSON, else equal bytes, and the same status).
+        difference: where they first differ, or None.
+        statements_a, statements_b: statements that one request ran.
+        timing: the measured pairs and their ratio; without a pair if an endpoint answered with an error.
+        latency_ms: simulated round trip of each statement in milliseconds; 0 = none.
+    """
+
+    paths: tuple[str, str]
+    same_body: bool
+    difference: Difference | None
+    statements_a: int
+    statements_b: int
+    timing: stats.Ratio
+    latency_ms: float = 0.0
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster b is; ``nan`` if no time was measured."""
+        return self.timing.ratio
+
+    @property
+    def low(self) -> float:
+        """Lower end of the ratio's 95 % interval."""
+        return self.timing.low
+
+    @property
+    def high(self) -> float:
+        """Upper end of the ratio's 95 % interval."""
+        return self.timing.high
+
+    @property
+    def verdict(self) -> str:
+        """``"faster"``, ``"slower"``, ``"equivalent"`` or ``"inconclusive"``, said of b."""
+        return self.timing.verdict
+
+    @property
+    def improvement(self) -> float:
+        """Fraction of a's time that b saves at least: from the interval's lower end; 0 if none is proven."""
+        return max(0.0, 1 - 1 / self.low) if self.low > 0 else 0.0
+
+    @property
+    def says(self) -> str:
+        """The finding as one line: "1.051 consultas → 2 · 38 veces más rápido (33–43)"."""
+        return say("stats.finding", a=self.statements_a, b=self.statements_b, timing=self.timing.says)
+
+    @property
+    def df(self) -> pd.DataFrame:
+        """One row an endpoint: statements, median seconds and the 95 % interval of that median."""
+        rows = [
+            (
+                path,
+                statements,
+                *(stats.median_interval(seconds) if seconds else (math.nan,) * 3),
+                len(seconds),
+            )
+            for path, statements, seconds in self._sides()
+        ]
+        names = ["path", "statements", "median_s", "low_s", "high_s", "runs"]
+        return pd.DataFrame(rows, columns=names)
+
+    def _sides(self) -> tuple[tuple[str, int, tuple[float, ...]], tuple[str, int, tuple[float, ...]]]:
+        return (
+            (self.paths[0], self.statements_a, self.timing.times_a),
+            (self.paths[1], self.statements_b, self.timing.times_b),
+        )
+
+    def plot(self) -> plots.Figure:
+        """Before and after: statements on the left, time with its interval on the right."""
+        data = self.df
+
+        def draw(axes: list[Any]) -> None:
+            names = [path if len(path) < 36 else f"…{path[-35:]}" for path in self.paths]
+            colours = (plots.BEFORE, plots.AFTER)
+            plots.bars(axes[0], names, data["statements"].tolist(), colours)
+            axes[0].set_xlabel(say("stats.statements_axis"))
+            plots.numbers(axes[0].xaxis)
+            spans = [
+                (low, high) if math.isfinite(high) else None
+                for low, high in zip(data["low_s"], data["high_s"], strict=True)
+            ]
+            seconds = data["median_s"].fillna(0.0).tolist()
+            plots.bars(axes[1], ["", ""], seconds, colours, show=duration, intervals=spans)
+            simulated = "stats.time_axis_simulated" if self.latency_ms else "stats.time_axis"
+            axes[1].set_xlabel(say(simulated, latency=self.latency_ms))
+            plots.durations(axes[1].xaxis)
+
+        alt = say("stats.comparison_alt", a=self.paths[0], b=self.paths[1], says=self.says)
+        return plots.figure(draw, title=self._headline(), alt=alt, data=data, size=(11, 2.9), panels=2)
+
+    def _headline(self) -> str:
+        return self.says if self.same_body else say("stats.not_same", says=self.says)
+
+    def __repr__(self) -> str:
+        lines = [f"{stats.SYMBOLS[self.verdict]} {self._headline()}"]
+        if self.difference:
+            lines.append(str(self.difference))
+        if self.latency_ms:
+            lines.append(say("stats.simulated", latency=self.latency_ms))
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> Safe:
+        body = [tag("div", say("stats.same" if self.same_body else "stats.first_difference"))]
+        if self.difference:
+            body.append(tag("div", code(self.difference)))
+        for path, statements, seconds in self._sides():
+            shown = duration(median(seconds)) if seconds else "—"
+            body.append(
+                tag(
+                    "div",
+                    join([code(path), f" · {number(statements)} {say('stats.statements_axis')} · {shown}"]),
+                )
+            )
+        note = say("stats.simulated", latency=self.latency_ms) if self.latency_ms else ""
+        colour = stats.COLOURS[self.verdict] if self.same_body else plots.VERMILION
+        symbol = stats.SYMBOLS[self.verdict] if self.same_body else "≠"
+        return card(self._headline(), join(body), colour=colour, symbol=symbol, note=note)
+
+
+async def compare_endpoints(
+    client: _Client,
+    a: str,
+    b: str,
+    *,
+    seconds: float = 15.0,
+    minimum_effect: float = 0.05,
+    latency_ms: float = 0.0,
+    seed: int | None = None,
+) -> Comparison:
+    """Call both paths, compare their answers and statements, then time them in interleaved pairs.
+
+    An endpoint that answers with an error (status 400 or more) is not timed: failing fast is not being fast.
+
+    Args:
+        client: has ``await call("GET", path)``, giving a reply.
+        a, b: paths; the verdict is said of b.
+        seconds: limit for everything.
+        minimum_effect: see `labkit.stats.compare`.
+        latency_ms: simulated round trip a statement in milliseconds, only shown.
+        seed: makes the order of the pairs reproducible.
+    """
+    began = time.perf_counter()
+    reply_a, reply_b = await client.call("GET", a), await client.call("GET", b)
+    difference = first_difference(reply_a, reply_b)
+    left = seconds - (time.perf_counter() - began)
+    if max(reply_a.status, reply_b.status) >= 400:
+        timing = stats.Ratio.of([], [])
+    elif left <= 0:
+        timing = stats.Ratio.of([reply_a.elapsed], [reply_b.elapsed])
+    else:
+
+        async def run(path: str) -> float:
+            return (await client.call("GET", path)).elapsed
+
+        timing = await stats.compare_async(
+            lambda: run(a), lambda: run(b), limit=left, minimum_effect=minimum_effect, seed=seed, warm_up=0
+        )
+    return Comparison(
+        (a, b), difference is None, difference, reply_a.queries, reply_b.queries, timing, latency_ms
+    )
+
+
+def first_difference(a: _Reply, b: _Reply) -> Difference | None:
+    """Where two replies first differ (status, then parsed JSON, else bytes), or None."""
+    if a.status != b.status:
+        return Difference("status", str(a.status), str(b.status))
+    if a.body == b.body:
+        return None
+    try:
+        found = _differ(a.json, b.json, "")
+    except NotJSONError:
+        place = next(
+            (i for i, (x, y) in enumerate(zip(a.body, b.body, strict=False)) if x != y),
+            min(len(a.body), len(b.body)),
+        )
+        return Difference(f"byte {place}", *(repr(body[place : place + 20])[1:] for body in (a.body, b.body)))
+    return Difference(found[0] or "$", _shown(found[1]), _shown(found[2])) if found else None
+
+
+def _differ(a: Any, b: Any, path: str) -> tuple[str, Any, Any] | None:
+    if isinstance(a, dict) and isinstance(b, dict):
+        steps = [
+            (_key(path, k), a.get(k, _MISSING), b.get(k, _MISSING))
+            for k in [*a, *(k for k in b if k not in a)]
+        ]
+    elif isinstance(a, list) and isinstance(b, list):
+        steps = [
+            (f"{path}[{i}]", a[i] if i < len(a) else _MISSING, b[i] if i < len(b) else _MISSING)
+            for i in range(max(len(a), len(b)))
+        ]
+    else:
+        # In JSON true is not 1, though it is for Python; 1 and 1.0 are the same number in both.
+        same = a == b and isinstance(a, bool) == isinstance(b, bool)
+        return None if same or (a != a and b != b) else (path, a, b)
+    return next((found for place, x, y in steps if (found := _differ(x, y, place))), None)
+
+
+def _key(path: str, key: str) -> str:
+    return (
+        f"{path}.{key}".lstrip(".")
+        if key.isidentifier()
+        else f"{path}[{json.dumps(key, ensure_ascii=False)}]"
+    )
+
+
+def _shown(value: Any) -> str:
+    if value is _MISSING:
+        return say("stats.missing")
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else f"{text[:59]}…"

@@ -1,0 +1,233 @@
+"""Traffic: many requests at once inside the Lab's loop, and what became of them."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, cycle, islice
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+
+from labkit import plots, stats
+from labkit._html import Safe, card
+from labkit._text import duration, number, say
+from labkit.errors import LabkitError, MeasurementError
+
+
+class _Reply(Protocol):
+    @property
+    def status(self) -> int: ...
+    @property
+    def elapsed(self) -> float: ...
+
+
+class _Client(Protocol):
+    async def call(self, method: str, path: str, /) -> _Reply: ...
+
+
+Ids = Iterable[object] | Callable[[random.Random], object]
+
+
+@dataclass(frozen=True)
+class Zipf:
+    """Ids 1 to ``n``; id k is drawn with a probability proportional to ``1 / k**s``."""
+
+    n: int
+    s: float = 1.1
+
+    @cached_property
+    def _shares(self) -> list[float]:
+        return list(accumulate(k**-self.s for k in range(1, self.n + 1)))
+
+    def __call__(self, chance: random.Random) -> int:
+        return chance.choices(range(1, self.n + 1), cum_weights=self._shares)[0]
+
+
+def zipf(n: int, s: float = 1.1) -> Zipf:
+    """Ids that are asked for as on a real site: a few very often, most hardly ever (Zipf's law).
+
+    Raises:
+        MeasurementError: if ``n`` is not at least 1 or ``s`` is negative.
+    """
+    if n < 1 or s < 0:
+        raise MeasurementError(say("stats.bad_zipf", n=n, s=s))
+    return Zipf(n, s)
+
+
+@dataclass(frozen=True, repr=False)
+class LoadResult:
+    """What became of the requests of one load.
+
+    Attributes:
+        path, method, concurrency: what was asked.
+        seconds: from the first request to the last answer.
+        started, elapsed: seconds since the start, and seconds each answer took, request by request.
+        outcomes: the status of each request, or the name of the error that ended it.
+        latency_ms: simulated round trip a statement in milliseconds.
+    """
+
+    path: str
+    method: str
+    concurrency: int
+    seconds: float
+    started: tuple[float, ...]
+    elapsed: tuple[float, ...]
+    outcomes: tuple[int | str, ...]
+    latency_ms: float = 0.0
+
+    @property
+    def requests(self) -> int:
+        """How many requests were made."""
+        return len(self.elapsed)
+
+    @property
+    def per_second(self) -> float:
+        """Answers a second, all workers together."""
+        return self.requests / self.seconds
+
+    @property
+    def statuses(self) -> dict[int | str, int]:
+        """How often each status (or error) came, the most frequent first."""
+        return dict(Counter(self.outcomes).most_common())
+
+    @property
+    def errors(self) -> int:
+        """Requests that ended with a status of 500 or more, or without an answer."""
+        return sum(isinstance(outcome, str) or outcome >= 500 for outcome in self.outcomes)
+
+    @property
+    def percentiles(self) -> dict[str, float]:
+        """Seconds: ``{"p50": ..., "p90": ..., "p95": ..., "p99": ...}``."""
+        return stats.percentiles(self.elapsed)
+
+    @property
+    def df(self) -> pd.DataFrame:
+        """One row a request: seconds since the start, seconds it took, status or error."""
+        return pd.DataFrame({"started_s": self.started, "elapsed_s": self.elapsed, "outcome": self.outcomes})
+
+    def plot(self) -> plots.Figure:
+        """How many of the answers came within which time (the cumulative distribution, logarithmic)."""
+        seen = self.percentiles
+
+        def draw(ax: Any) -> None:
+            ordered = np.sort(self.elapsed)
+            ax.step(
+                ordered, 100 * np.arange(1, len(ordered) + 1) / len(ordered), where="post", color=plots.BLUE
+            )
+            for (name, value), colour in zip(
+                seen.items(), (plots.GREEN, plots.ORANGE, plots.VERMILION, plots.PURPLE), strict=True
+            ):
+                ax.plot([value], [float(name[1:])], "o", color=colour, markersize=8, zorder=3)
+                ax.axvline(
+                    value, color=colour, linewidth=1.2, linestyle=":", label=f"{name} = {duration(value)}"
+                )
+            ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+            simulated = "stats.time_axis_simulated" if self.latency_ms else "stats.time_axis"
+            ax.set(
+                xlabel=say(simulated, latency=self.latency_ms),
+                ylabel=say("stats.answered_axis"),
+                ylim=(0, 102),
+            )
+            plots.durations(ax.xaxis, log=True)
+
+        data = pd.DataFrame({"percentile": list(seen), "time": [duration(value) for value in seen.values()]})
+        return plots.figure(draw, title=repr(self), alt=say("stats.load_alt", says=repr(self)), data=data)
+
+    def __repr__(self) -> str:
+        seen = self.percentiles
+        return say(
+            "stats.load",
+            requests=self.requests,
+            rate=number(self.per_second, ",.0f"),
+            p50=duration(seen["p50"]),
+            p99=duration(seen["p99"]),
+            errors=self.errors,
+        )
+
+    def _repr_html_(self) -> Safe:
+        outcomes = " · ".join(f"{name}: {number(times)}" for name, times in self.statuses.items())
+        times = " · ".join(f"{name} {duration(value)}" for name, value in self.percentiles.items())
+        body = say("stats.load_card", times=times, outcomes=outcomes, concurrency=self.concurrency)
+        note = say("stats.simulated", latency=self.latency_ms) if self.latency_ms else ""
+        colour = plots.VERMILION if self.errors else plots.GREEN
+        return card(repr(self), body, colour=colour, symbol="▲" if self.errors else "●", note=note)
+
+
+async def load(
+    client: _Client,
+    path: str,
+    *,
+    requests: int = 1000,
+    concurrency: int = 10,
+    ids: Ids | None = None,
+    method: str = "GET",
+    seed: int = 0,
+    seconds: float = 30.0,
+    latency_ms: float = 0.0,
+) -> LoadResult:
+    """Keep ``concurrency`` workers busy, each asking anew as soon as it has its answer (a closed loop).
+
+    A closed loop slows down with the application: when it stalls, fewer requests are sent, and the
+    percentiles look better than users arriving on their own would find them.
+
+    Args:
+        client: has ``await call(method, path)``, giving a reply.
+        path: where to; ``{id}`` in it is filled from ``ids``.
+        requests: how many in all, at most.
+        concurrency: workers.
+        ids: an iterable (repeated when it ends) or a function of a ``random.Random``, such as ``zipf(500)``.
+        method: HTTP method.
+        seed: makes the ids reproducible.
+        seconds: no request is started after that.
+        latency_ms: simulated round trip a statement in milliseconds, only shown.
+
+    Raises:
+        MeasurementError: if a number is not positive, or ``{id}`` and ``ids`` do not go together.
+    """
+    if requests < 1 or concurrency < 1 or seconds <= 0:
+        raise MeasurementError(
+            say("stats.bad_load", requests=requests, concurrency=concurrency, seconds=seconds)
+        )
+    waiting = iter(_paths(path, ids, requests, random.Random(seed)))
+    rows: list[tuple[float, float, int | str]] = []
+    start = time.perf_counter()
+
+    async def work() -> None:
+        for target in waiting:
+            began = time.perf_counter()
+            if began - start > seconds:
+                return
+            try:
+                reply = await client.call(method, target)
+                rows.append((began - start, reply.elapsed, reply.status))
+            except LabkitError as error:
+                rows.append((began - start, time.perf_counter() - began, type(error).__name__))
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(min(concurrency, requests)):
+            group.create_task(work())
+    took = time.perf_counter() - start
+    rows.sort()
+    started, elapsed, outcomes = zip(*rows, strict=True)
+    return LoadResult(path, method, concurrency, took, started, elapsed, outcomes, latency_ms)
+
+
+def _paths(path: str, ids: Ids | None, requests: int, chance: random.Random) -> list[str]:
+    if ("{id}" in path) != (ids is not None):
+        raise MeasurementError(say("stats.bad_ids", path=path))
+    if ids is None:
+        return [path] * requests
+    if callable(ids):
+        chosen: list[object] = [ids(chance) for _ in range(requests)]
+    else:
+        chosen = list(islice(cycle(ids), requests))
+    if not chosen:
+        raise MeasurementError(say("stats.bad_ids", path=path))
+    return [path.replace("{id}", str(each)) for each in chosen]
