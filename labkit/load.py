@@ -137,7 +137,7 @@ class LoadResult:
             )
             plots.durations(ax.xaxis, log=True)
 
-        data = pd.DataFrame({"percentile": list(seen), "time": [duration(value) for value in seen.values()]})
+        data = pd.DataFrame({"percentile": list(seen), "elapsed_s": list(seen.values())})
         return plots.figure(draw, title=repr(self), alt=say("stats.load_alt", says=repr(self)), data=data)
 
     def __repr__(self) -> str:

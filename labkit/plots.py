@@ -259,17 +259,18 @@ def bars(
         show: turns a value into the text beside the bar.
         intervals: (low, high) of each bar, drawn as a whisker.
     """
-    places = range(len(values))
+    places, longest = range(len(values)), max([*values, 1e-12])
     ax.barh(places, values, color=colours, height=0.62)
     for place, value in enumerate(values):
         end, whisker = value, intervals[place] if intervals else None
         if whisker:
             ax.plot(whisker, (place, place), color=BLACK, linewidth=1.6, marker="|", markersize=9)
             end = max(end, whisker[1])
+            longest = max(longest, end)
         ax.annotate(
             show(value), (end, place), (6, 0), textcoords="offset points", va="center", fontweight="bold"
         )
     ax.set_yticks(places, names)
-    ax.set(ylim=(len(values) - 0.4, -0.6), xlim=(0, max([*values, 1e-12]) * 1.25))
+    ax.set(ylim=(len(values) - 0.4, -0.6), xlim=(0, longest * 1.2))
     ax.grid(False, axis="y")
     ax.tick_params(axis="y", length=0)

@@ -39,6 +39,8 @@ __all__ = [
 ]
 
 MOST = 5_000  # pairs, so that things of a microsecond end, too
+ENOUGH = 20  # pairs before a narrow interval is believed: six that agree to 2 % by chance are no rarity,
+ROUGH = 0.1  # six that agree to 10 % or worse, which will do where the ratio is large, say something
 
 
 class _Options(TypedDict, total=False):
@@ -71,8 +73,10 @@ def _experiment(
         skip = warm_up if min(len(a), len(b)) > warm_up else 0
         return Ratio.of(a[skip:], b[skip:], minimum_effect)
 
+    first = False
     for pairs in count(1 - warm_up):
-        began, first = clock(), coin.random() < 0.5
+        # Each order as often as the other: what runs second may find caches warm.
+        began, first = clock(), coin.random() < 0.5 if pairs % 2 else not first
         for which in (first, not first):
             (a if which else b).append((yield which))
             if clock() - start >= limit:
@@ -82,7 +86,8 @@ def _experiment(
             look = math.ceil(pairs * 1.3)  # few looks: each is one more chance to be misled by a lucky streak
             ratio = seen()
             wanted = max(precision, abs(math.log(ratio.ratio)) / 10)
-            if math.log(ratio.high / ratio.low) / 2 <= wanted or pairs >= MOST:
+            enough = ENOUGH if wanted < ROUGH else FEWEST
+            if pairs >= MOST or (pairs >= enough and math.log(ratio.high / ratio.low) / 2 <= wanted):
                 return ratio
         if pairs >= FEWEST and now + (now - began) > start + limit:
             return seen()
