@@ -3,8 +3,8 @@
 ``watchdog.py`` runs this file as a script, with ``python -I -S``, once for each server. It knows the standard
 library only, and of that only what starts fast. ``watchdog.py`` also imports it for its process functions.
 
-On its standard input come lines: a process id ("this one is yours", 0 for none) or ``end``. The end of the file,
-as after ``kill -9`` of the parent, means the same as ``end``.
+On its standard input come lines: a process id ("this one is yours", 0 for none) or ``end``. The end of the
+file, as after ``kill -9`` of the parent, means the same as ``end``.
 """
 
 from __future__ import annotations

@@ -25,11 +25,11 @@ class FakeRedis(RedisServer):
 
     def __init__(self, *, appendonly: bool, forced: bool) -> None:
         self.notice = say("services.fake_forced" if forced else "services.fake_notice")
-        self.port = ports.free()
         self._appendonly = appendonly
         self._stopped = False
         self._server: _Server | None = None
-        self.restart()
+        self._data: Any = None
+        ports.claim(self._start, raced=lambda: True)
 
     @property
     def pid(self) -> None:
@@ -56,16 +56,20 @@ class FakeRedis(RedisServer):
         if self._stopped:
             raise ServiceError(say("services.stopped", name="fakeredis"))
         self.kill()
-        try:
-            self._server = _Server((ports.HOST, self.port))
-        except OSError as error:
-            raise ServiceError(say("services.no_start", name="fakeredis", error=error.strerror)) from error
-        if self._appendonly and hasattr(self, "_data"):
-            self._server.fake_server = self._data
+        self._start(self.port)
 
     def stop(self) -> None:
         self._stopped = True
         self.kill()
+
+    def _start(self, port: int) -> None:
+        self.port = port
+        try:
+            self._server = _Server((ports.HOST, port))
+        except OSError as error:
+            raise ServiceError(say("services.no_start", name="fakeredis", error=error.strerror)) from error
+        if self._appendonly and self._data is not None:
+            self._server.fake_server = self._data
 
     def _running(self) -> _Server:
         if self._server is None:

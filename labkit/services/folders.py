@@ -11,7 +11,10 @@ from labkit.errors import ServiceError
 
 def temporary() -> Path:
     """A new folder that only we may enter, its path short: a unix socket's has room for 103 characters."""
-    return Path(tempfile.mkdtemp(prefix="lk-", dir="/tmp" if Path("/tmp").is_dir() else None))
+    try:
+        return Path(tempfile.mkdtemp(prefix="lk-", dir="/tmp"))
+    except OSError:  # no /tmp, or not for us
+        return Path(tempfile.mkdtemp(prefix="lk-"))
 
 
 def make(folder: Path) -> Path:

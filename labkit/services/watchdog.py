@@ -1,12 +1,13 @@
 """Children that never outlive us: not after an interrupt, not after a crash, not after ``kill -9``.
 
 Each child gets a session of its own, so that Ctrl-C and Jupyter's interrupt do not reach it, and a watchdog:
-one small Python process (``_guard.py``) that holds the reading end of a pipe. When the pipe breaks, it ends the
-child and removes its temporary folder. Even a normal end is left to it: the path for bad days is used every day.
+one small Python process (``_guard.py``) that holds the reading end of a pipe. When the pipe breaks, it ends
+the child and removes its temporary folder. A normal end is left to it too: bad days take a path used daily.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -117,8 +118,13 @@ class Process:
         self._mark = 0
         script = str(Path(_guard.__file__))
         argv = [sys.executable, "-I", "-S", "-B", script, str(os.getpid()), str(int(ending)), str(patience)]
-        with log.open("ab") as out:
-            guard = _popen([*argv, str(folder or "")], name=name, out=out, cwd=Path("/"))
+        try:
+            with log.open("ab") as out:
+                guard = _popen([*argv, str(folder or "")], name=name, out=out, cwd=Path("/"))
+        except BaseException:
+            if folder:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
         self._state = _State(guard, folder)
         self._finalizer = weakref.finalize(self, _close, self._state, patience)
 
@@ -142,7 +148,7 @@ class Process:
             self._state.child, self.pid = child, child.pid
             self._state.tell(child.pid)
             assert child.stdin is not None
-            with child.stdin as gate:
+            with contextlib.suppress(BrokenPipeError), child.stdin as gate:
                 gate.write(b"\n")
 
     def poll(self) -> int | None:
@@ -173,7 +179,7 @@ class Process:
         """Raise a ``ServiceError`` that names the log's last line unless the child runs."""
         if (code := self.poll()) is None:
             return
-        how = signal.strsignal(-code) if code < 0 else str(code)
+        how = next((one.name for one in signal.Signals if one == -code), str(code))
         raise ServiceError(say("services.ended", name=self.name, how=how, line=self.last_line()))
 
     def freeze(self) -> None:
@@ -216,7 +222,7 @@ class Process:
             return ""
 
     def last_line(self) -> str:
-        """The log's line that tells most about an end: the last serious one of its last five, else the last."""
+        """The log's line that tells most: the last serious one of its last five, else the last."""
         lines = [line.strip() for line in self.log_text().splitlines() if line.strip()][-5:]
         serious = [line for line in lines if _SERIOUS.search(line)]
         return (serious or lines or ["-"])[-1]
