@@ -28,11 +28,16 @@ def has(key: str) -> bool:
     """Whether the course's catalogue knows a message."""
     try:
         words(key)
-    except KeyError:  # it exists and wants values
-        return True
     except LabkitError:
         return False
+    except (LookupError, ValueError, AttributeError):  # it exists and wants values
+        return True
     return True
+
+
+def inline(text: str) -> _html.Safe:
+    """A sentence as HTML, its `quoted` parts set as code."""
+    return _html.join(_html.code(p) if i % 2 else p for i, p in enumerate(text.split("`")))
 
 
 @dataclass(frozen=True)
@@ -73,10 +78,10 @@ class Card:
 
     def _repr_html_(self) -> str:
         symbol, colour = LOOK[self.verdict] if self.verdict else ("→", plots.BLUE)
-        body = [_html.tag("div", line) for line in (self.message, self.hint) if line]
+        body = [_html.tag("div", inline(line)) for line in (self.message, self.hint) if line]
         if self.code:
             style = (
                 f"background:{_html.SHADE};color:{_html.INK};padding:6px 10px;margin:6px 0;overflow-x:auto"
             )
-            body.insert(1, _html.tag("pre", self.code, style))
+            body.insert(1, _html.tag("pre", self.code.strip("\n"), style))
         return _html.card(self.heading, _html.join(body), colour=colour, symbol=symbol, note=self.note)

@@ -69,13 +69,13 @@ class Context:
     """What a check may use.
 
     Attributes:
-        lesson: name of the lesson.
+        room: the lesson's catalogue, ``"lesson_01"``.
         exercise: the exercise under check.
         lab: the Lab of the lesson; a check that needs one may rely on it.
         seed: for hidden data, new at each check, shown when the check is not passed.
     """
 
-    lesson: str
+    room: str
     exercise: Exercise
     _lab: Any = None
     _seed: int = 0
@@ -92,6 +92,10 @@ class Context:
     def seed(self) -> int:
         self.seed_used = True
         return self._seed
+
+    def words(self, key: str, **values: Any) -> str:
+        """A sentence of the lesson's catalogue, to be put into another."""
+        return words(key if "." in key else f"{self.room}.{key}", **values)
 
     def keep(self, name: str, result: Any) -> None:
         """Put a measurement into the evidence: the report and the rubric read it (see ``Lesson.keep``)."""
@@ -165,13 +169,18 @@ def run_check(
     The check runs in a thread of its own (so that it may start an event loop where the notebook's runs) and
     is ended after ``limit`` seconds. Nothing is raised but ``KeyboardInterrupt``.
     """
-    ctx = Context(outline.name, exercise, lab, secrets.randbelow(1_000_000) if seed is None else seed)
+    ctx = Context(outline.room, exercise, lab, secrets.randbelow(1_000_000) if seed is None else seed)
     verdict = _first_look(ctx, thing) if check else Verdict("error", "course.no_check", id=exercise.id)
     untouched = verdict is None and ctx.is_starter(thing)
     if verdict is None and check:
         verdict = _in_thread(lambda: check(ctx, thing), limit)
     assert verdict is not None
-    return Outcome(_card(outline, ctx, verdict, untouched), verdict.key, ctx.source(thing), dict(ctx.kept))
+    try:
+        card = _card(ctx, verdict, untouched)
+    except Exception as error:  # a sentence that does not fit its values must not stop a lesson either
+        card = _card(ctx, _from_exception(error), untouched)
+    source = ctx.source(thing) if callable(thing) and ctx.is_learners(thing) else ""
+    return Outcome(card, verdict.key, source, dict(ctx.kept))
 
 
 def _first_look(ctx: Context, thing: Any) -> Verdict | None:
@@ -222,13 +231,13 @@ def _from_exception(error: BaseException) -> Verdict:
     return Verdict("inconclusive", "course.check_failed", error=f"{type(error).__name__}: {error}")
 
 
-def _card(outline: Outline, ctx: Context, verdict: Verdict, untouched: bool) -> Card:
-    state: State = verdict.state
-    key = verdict.key if "." in verdict.key else f"{outline.room}.{verdict.key}"
+def _card(ctx: Context, verdict: Verdict, untouched: bool) -> Card:
+    state: State = "todo" if untouched else verdict.state
+    key = verdict.key if "." in verdict.key else f"{ctx.room}.{verdict.key}"
     message = words(key, **verdict.counts)
-    if untouched and state != "error":
-        state, message = "todo", words("course.untouched", measured=message)
-    hint_key = f"{key}_hint" if state in ("almost", "error", "todo") and has(f"{key}_hint") else ""
+    if untouched:
+        message = words("course.untouched", measured=message)
+    hint_key = f"{key}_hint" if state in ("almost", "error") and has(f"{key}_hint") else ""
     return Card(
         verdict=state,
         message=message,

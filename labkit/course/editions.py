@@ -25,6 +25,7 @@ import nbformat
 
 import labkit
 from labkit.course import budget
+from labkit.course.deliverables import bound_names
 from labkit.course.markers import Role, fingerprints
 from labkit.course.sources import Cell, Source, Translation, accept_translation, read_source, read_translation
 from labkit.errors import CourseError
@@ -78,12 +79,22 @@ def _outline(source: Source) -> dict[str, Any]:
         "exercises": {
             cell.exercise: {
                 "cell": cell.name,
-                "file": cell.file,
                 "minutes": cell.minutes,
                 "functions": fingerprints(cell.edition("starter") or ""),
             }
-            for cell in source.exercises()
+            for cell in source.cells
+            if cell.exercise
         },
+        "parts": [
+            {
+                "cell": cell.name,
+                "file": cell.file,
+                "names": sorted(bound_names(cell.edition("starter") or "")),
+                "exercise": cell.exercise,
+            }
+            for cell in source.cells
+            if cell.file
+        ],
     }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import tempfile
 import time
@@ -19,10 +20,15 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
+from labkit import _frames
 from labkit.course.cards import words
+from labkit.errors import LabkitError
 
 Event = dict[str, Any]
 VERSION = 1
+ROWS = 12  # of a kept table
 
 
 class Evidence:
@@ -33,12 +39,13 @@ class Evidence:
         clock: seconds since the epoch.
 
     Attributes:
-        problem: a sentence if the last read or write went wrong, else empty.
+        problem: a sentence if the last write went wrong, else empty.
+        notice: a sentence if something was found amiss before, else empty.
     """
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         self.path = path
-        self.problem = ""
+        self.problem = self.notice = ""
         self._clock = clock
         self._events: dict[str, Event] = {}
         self._pictures: dict[str, bytes] = {}  # those not yet on the disk
@@ -60,28 +67,29 @@ class Evidence:
         self.save()
         return event
 
-    def keep(self, name: str, result: Any, *, checked: bool = False) -> None:
-        """Record a measurement under a name: its plain numbers, its table and its picture, for report and rubric.
+    def keep(self, name: str, result: Any) -> None:
+        """Record a measurement under a name: its numbers, table, findings and picture, for report and rubric.
 
         Args:
             name: ``comparison``; a later result of that name takes its place.
-            result: a dataclass; ``plot()`` and ``df`` are taken where it has them.
-            checked: whether a check vouches for it (the rubric reads no other).
+            result: a dataclass; ``plot()``, ``df`` and ``findings`` are taken where it has them.
         """
         names = [field.name for field in fields(result)] if is_dataclass(result) else []
         names += [n for n, item in vars(type(result)).items() if isinstance(item, property) and n[0] != "_"]
-        found = {n: getattr(result, n, None) for n in names if n != "df"}
-        values = {n: value for n, value in found.items() if isinstance(value, bool | int | float | str)}
+        values = {n: value for n in names if _is_plain(value := _read(result, n))}
+        table = _read(result, "df")
+        rows = table.head(ROWS).to_dict("records") if isinstance(table, pd.DataFrame) else []
+        findings = [_finding(item) for item in _read(result, "findings") or ()]
         picture, alt = "", ""
-        if callable(plot := getattr(result, "plot", None)):
+        if callable(plot := _read(result, "plot")):
             figure = plot()
             picture, alt = f"{self.path.stem}-{name}.png", str(getattr(figure, "alt", ""))
             self._pictures[picture] = figure.png()
-        self.add("keep", name=name, values=values, picture=picture, alt=alt, checked=checked)
+        self.add("keep", name=name, values=values, rows=rows, findings=findings, picture=picture, alt=alt)
 
-    def kept(self, *, checked: bool = False) -> dict[str, Event]:
-        """The last result kept under each name; with ``checked``, only those a check vouches for."""
-        return {event["name"]: event for event in self.of("keep") if event["checked"] or not checked}
+    def kept(self) -> dict[str, Event]:
+        """The last result kept under each name."""
+        return {event["name"]: event for event in self.of("keep")}
 
     def picture(self, name: str) -> bytes:
         """The PNG of a kept result; empty if there is none any more."""
@@ -92,7 +100,8 @@ class Evidence:
     def save(self) -> bool:
         """Write what is in memory, united with what is in the file; tells whether it worked."""
         self.problem = ""
-        self._merge_file()
+        if not self._merge_file():
+            return False  # what cannot be read must not be replaced
         text = json.dumps({"version": VERSION, "events": list(self)}, ensure_ascii=False, indent=1)
         try:
             write_atomically(self.path, text.encode())
@@ -108,29 +117,53 @@ class Evidence:
     def reset(self) -> Path | None:
         """Begin anew; the old file is kept beside as a backup, whose path is returned."""
         self._events.clear()
+        self._pictures.clear()
         return self._set_aside("reset") if self.path.exists() else None
 
-    def _merge_file(self) -> None:
+    def _merge_file(self) -> bool:
         try:
             data = json.loads(self.path.read_text(encoding="utf-8"))
             events = {
                 event["id"]: event for event in data["events"] if event["kind"] and float(event["at"]) >= 0
             }
         except FileNotFoundError:
-            return
+            return True
         except OSError as error:
             self.problem = words("course.not_read", path=self.path, reason=error.strerror or str(error))
+            return False
         except (ValueError, TypeError, KeyError, AttributeError):
-            backup = self._set_aside("corrupt")
-            self.problem = words("course.corrupt", path=self.path, backup=backup or "-")
+            if (backup := self._set_aside("corrupt")) is None:
+                self.problem = words("course.corrupt_stays", path=self.path)
+                return False
+            self.notice = words("course.corrupt", path=self.path, backup=backup.name)
         else:
             self._events = events | self._events
+        return True
 
     def _set_aside(self, why: str) -> Path | None:
         backup = self.path.with_name(f"{self.path.stem}.{why}-{int(self._clock() * 1000)}.json")
         with contextlib.suppress(OSError):
             return self.path.replace(backup)
         return None
+
+
+def _read(result: Any, name: str) -> Any:
+    """An attribute of a result; None if it has none or cannot tell."""
+    with contextlib.suppress(LabkitError):
+        return getattr(result, name, None)
+    return None
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether JSON holds a value as it is."""
+    return isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _finding(item: Any) -> dict[str, Any]:
+    """What a report says of a finding: how often, where, and what to do."""
+    file, line = _read(item, "file"), _read(item, "line")
+    where = _frames.place(str(file), line) if file else ""
+    return {"count": _read(item, "count"), "place": where, "fix": str(_read(item, "fix") or "")}
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -19,14 +19,12 @@ class Exercise:
     Attributes:
         id: as learners write it, ``"1.3"``.
         cell: name of its cell.
-        file: the deliverable it becomes, relative to the delivery folder; empty if none.
         minutes: time promised for it.
         functions: fingerprint of each function of the untouched starter, by name.
     """
 
     id: str
     cell: str
-    file: str
     minutes: float
     functions: dict[str, str]
 
@@ -37,12 +35,30 @@ class Exercise:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A cell that goes into a deliverable.
+
+    Attributes:
+        cell: its name.
+        file: the deliverable, relative to the delivery folder: ``"profiling/profiler.py"``.
+        names: what the cell binds at its top level.
+        exercise: the exercise's id; empty if the cell is none.
+    """
+
+    cell: str
+    file: str
+    names: tuple[str, ...]
+    exercise: str = ""
+
+
+@dataclass(frozen=True)
 class Outline:
-    """A lesson as its source describes it: name, promised minutes and exercises in order."""
+    """A lesson as its source describes it: name, promised minutes, exercises and deliverables in order."""
 
     name: str
     minutes: float
     exercises: dict[str, Exercise]
+    parts: tuple[Part, ...] = ()
 
     @property
     def room(self) -> str:
@@ -71,4 +87,5 @@ def outline(name: str) -> Outline:
 def outline_from(name: str, data: dict[str, Any]) -> Outline:
     """An outline from one entry of ``starters.json``."""
     exercises = {key: Exercise(id=key, **entry) for key, entry in data["exercises"].items()}
-    return Outline(name, data["minutes"], exercises)
+    parts = tuple(Part(**{**part, "names": tuple(part["names"])}) for part in data["parts"])
+    return Outline(name, data["minutes"], exercises, parts)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from labkit import _html, plots
 from labkit._text import number
-from labkit.course import predictions
+from labkit.course import predictions, report
 from labkit.course.cards import Card, has, words
 from labkit.course.checks import Check, run_check
+from labkit.course.deliverables import find_cell, history, requirements
 from labkit.course.evidence import Evidence
 from labkit.course.exercises import Exercise, Outline, outline
 from labkit.course.progress import Progress, progress
+from labkit.errors import WorkFolderError
 from labkit.settings import set_language, work_folder
 
 T = TypeVar("T")
@@ -31,7 +34,6 @@ def open_lesson(name: str, language: str = "es", lab: Any = None) -> Lesson:
 
     Raises:
         CourseError: if there is no such lesson.
-        WorkFolderError: if the work folder cannot be made.
     """
     set_language(language)
     plan = outline(name)
@@ -39,7 +41,13 @@ def open_lesson(name: str, language: str = "es", lab: Any = None) -> Lesson:
     checks = {
         e.id: check for e in plan.exercises.values() if (check := getattr(module, f"check_{e.slug}", None))
     }
-    return Lesson(plan, checks, Evidence(work_folder() / "progress" / f"{name}.json"), lab=lab)
+    try:
+        folder, notice = work_folder(), ""
+    except WorkFolderError as error:  # the lesson works without a disk; its card says what is wrong
+        folder, notice = Path.cwd() / "work", str(error)
+    evidence = Evidence(folder / "progress" / f"{name}.json")
+    evidence.notice = evidence.notice or notice
+    return Lesson(plan, checks, evidence, lab=lab)
 
 
 class Lesson:
@@ -66,20 +74,22 @@ class Lesson:
         """
         if isinstance(exercise := self._exercise(id), Card):
             return exercise
-        limit = 2.0 * getattr(self.lab, "time_limit", 30.0)
+        limit = 1.5 * getattr(self.lab, "time_limit", 30.0)  # a request that hangs is the Lab's to end
         outcome = run_check(
             self._checks.get(id), self.plan, exercise, thing, lab=self.lab, limit=limit, seed=seed
         )
         card = outcome.card
         for name, result in outcome.kept.items():
-            self.evidence.keep(name, result, checked=True)
+            self.evidence.keep(name, result)
         self.evidence.add(
             "check",
             exercise=id,
             verdict=card.verdict,
             key=outcome.key,
+            message=card.message,
             counts=dict(card.counts),
             source=outcome.source,
+            needs=requirements(outcome.source, history()),
         )
         return self._noted(card)
 
@@ -91,8 +101,9 @@ class Lesson:
         keys = [key for key in keys if has(key)]
         if not keys:
             return Card("", words("course.no_hint"), title=words("course.exercise", id=id))
-        rung = min(len(self.evidence.of("hint", exercise=id)) + 1, len(keys))
-        if rung > len({event["rung"] for event in self.evidence.of("hint", exercise=id)}):
+        used = {event["rung"] for event in self.evidence.of("hint", exercise=id)}
+        rung = min(len(used) + 1, len(keys))
+        if rung not in used:
             self.evidence.add("hint", exercise=id, rung=rung)
         name = words(f"course.rung_{rung}")
         title = (
@@ -163,6 +174,37 @@ class Lesson:
         """Exercises done, checks, hints and minutes spent against the budget."""
         return progress(self.plan, self.evidence)
 
+    def report(self, *results: Any) -> Card:
+        """Write the lesson's report, figures, modules and README into ``work/ejercicios-semana7``.
+
+        Args:
+            results: measurements to put in, as ``keep`` does under the name of their type (``comparison``).
+        """
+        title = self._title
+        if self.plan.room not in report.TREE:
+            return Card("", words("report.none"), title=title)
+        for result in results:
+            self.keep(type(result).__name__.lower(), result)
+        self._collect_parts()
+        folder = self.evidence.path.parents[1] / report.FOLDER
+        try:
+            made = report.write(self.plan, self.evidence, folder)
+        except OSError as error:
+            reason = error.strerror or str(error)
+            return Card("error", words("report.not_written", path=folder, reason=reason), title=title)
+        names = ", ".join(path.name for path in made.backups)
+        note = words("report.backups", names=names) if names else ""
+        text = words("report.written", path=made.report, count=len(made.files))
+        return self._noted(Card("", text, title=title, note=note))
+
+    def _collect_parts(self) -> None:
+        """Cells of the deliverables that no check looks at, as they last ran in this notebook."""
+        ran = history()
+        for part in self.plan.parts:
+            source = "" if part.exercise else find_cell(part.names, ran)
+            if source:
+                self.evidence.add("part", cell=part.cell, source=source, needs=requirements(source, ran))
+
     def reset(self) -> Card:
         """Begin the lesson's evidence anew; the old one is kept as a backup beside it."""
         backup = self.evidence.reset()
@@ -170,10 +212,11 @@ class Lesson:
 
     def __repr__(self) -> str:
         lines = [self._title, repr(self.progress()), words("course.saved_in", path=self.evidence.path)]
-        return "\n".join([*lines, self.evidence.problem]).rstrip()
+        return "\n".join(filter(None, [*lines, self.evidence.notice, self.evidence.problem]))
 
     def _repr_html_(self) -> str:
-        note = self.evidence.problem or words("course.saved_in", path=self.evidence.path)
+        where = words("course.saved_in", path=self.evidence.path)
+        note = " ".join(filter(None, [self.evidence.notice, self.evidence.problem])) or where
         return _html.card(self._title, _html.Safe(self.progress()._repr_html_()), symbol="→", note=note)
 
     @property
@@ -189,6 +232,4 @@ class Lesson:
 
     def _noted(self, card: Card) -> Card:
         """The card with what went wrong in saving, if anything did."""
-        if not self.evidence.problem:
-            return card
         return replace(card, note=" ".join(filter(None, [card.note, self.evidence.problem])))

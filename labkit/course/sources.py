@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -68,10 +67,6 @@ class Source:
     minutes: float
     running: float
     cells: tuple[Cell, ...]
-
-    def exercises(self) -> Iterator[Cell]:
-        """The exercise cells, in order."""
-        return (cell for cell in self.cells if cell.exercise)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,152 @@
+"""Turn the learner's own cells into modules that import and run by themselves.
+
+A cell leans on names that other cells made: imports, a router, a helper. At each check those statements are
+looked up in the notebook's history (``requirements``) and go into the evidence with the cell; the report then
+puts both together (``module``).
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import symtable
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+
+# What belongs to the session and not to a module: a statement that uses one of these is left out.
+SESSION = frozenset({"lab", "lesson", "get_ipython", "display"})
+
+Import = ast.Import | ast.ImportFrom
+Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+
+
+def history() -> list[str]:
+    """The code of the cells run so far in this notebook, oldest first; empty outside of one."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return [str(cell) for cell in shell.user_ns.get("In", [])] if shell is not None else []
+
+
+def requirements(source: str, cells: Sequence[str]) -> list[str]:
+    """The top-level statements of other cells that a cell needs, imports first, the rest in order.
+
+    Args:
+        source: the cell.
+        cells: the notebook's history; where a name was bound twice, the newest counts.
+    """
+    bound: dict[str, tuple[int, str]] = {}
+    for order, statement in enumerate(s for cell in cells for s in _statements(cell)):
+        for name, text in _bindings(statement):
+            bound[name] = (order, text)
+    found: dict[str, tuple[int, str]] = {}
+    wanted = _needs(own_part(source)) | _needs("\n".join(_imports(source)))
+    while wanted:
+        name = wanted.pop()
+        if name in bound and name not in found:
+            found[name] = bound[name]
+            wanted |= _needs(bound[name][1]) - found.keys()
+    texts = dict.fromkeys(text for _, text in sorted(found.values()))
+    return sorted(texts, key=lambda text: not _is_import(text))
+
+
+def bound_names(source: str) -> set[str]:
+    """What a cell binds at its top level by definitions and assignments."""
+    statements = [s for s in _statements(source) if not isinstance(s, Import)]
+    return {name for statement in statements for name, _ in _bindings(statement)}
+
+
+def find_cell(names: Iterable[str], cells: Sequence[str]) -> str:
+    """The newest cell that binds all these names; empty if there is none."""
+    wanted = set(names)
+    return next((cell for cell in reversed(cells) if wanted and wanted <= bound_names(cell)), "")
+
+
+def module(heading: str, parts: Iterable[tuple[str, Sequence[str]]]) -> str:
+    """One module of several cells.
+
+    Args:
+        heading: its docstring.
+        parts: each cell with its requirements.
+    """
+    parts = list(parts)
+    bodies = [own_part(source) for source, _ in parts]
+    own = set().union(*map(bound_names, bodies))
+    imports: dict[str, None] = {}
+    support: dict[str, None] = {}
+    for source, needs in parts:
+        imports |= dict.fromkeys(_imports(source))
+        for text in needs:
+            if not bound_names(text) & own:
+                (imports if _is_import(text) else support)[text] = None
+    blocks = ["\n".join(sorted(imports, key=lambda text: (not text.startswith("from __future__"), text)))]
+    blocks += ["\n\n".join(support), *bodies]
+    return "\n\n\n".join([f'"""{heading}"""', *filter(None, blocks)]) + "\n"
+
+
+def own_part(source: str) -> str:
+    """A cell without its imports (they go to the top) and without what only makes sense in the notebook."""
+    lines: list[str | None] = list(source.splitlines())
+    for statement in _statements(source):
+        if isinstance(statement, Import) or _of_session(statement):
+            for index in range(statement.lineno - 1, statement.end_lineno or statement.lineno):
+                lines[index] = None
+    return "\n".join(line for line in lines if line is not None).strip("\n")
+
+
+def _statements(source: str) -> list[ast.stmt]:
+    try:
+        return ast.parse(source).body
+    except SyntaxError:
+        return []
+
+
+def _of_session(statement: ast.stmt) -> bool:
+    if isinstance(statement, Definition):
+        return False
+    nodes = list(ast.walk(statement))
+    return any(isinstance(n, ast.Await) or (isinstance(n, ast.Name) and n.id in SESSION) for n in nodes)
+
+
+def _bindings(statement: ast.stmt) -> Iterator[tuple[str, str]]:
+    """The names a statement binds, each with the least code that binds it."""
+    if isinstance(statement, Import):
+        for alias in statement.names:
+            alone: Import = ast.Import([alias])
+            if isinstance(statement, ast.ImportFrom):
+                alone = ast.ImportFrom(statement.module, [alias], statement.level)
+            yield (alias.asname or alias.name.partition(".")[0]), ast.unparse(alone)
+    elif isinstance(statement, Definition):
+        yield statement.name, ast.unparse(statement)
+    elif isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value is not None:
+        targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+        for node in (found for target in targets for found in ast.walk(target)):
+            if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                yield node.id, ast.unparse(statement)
+
+
+def _imports(source: str) -> list[str]:
+    return [text for s in _statements(source) if isinstance(s, Import) for _, text in _bindings(s)]
+
+
+def _is_import(text: str) -> bool:
+    return text.startswith(("import ", "from "))
+
+
+def _needs(source: str) -> set[str]:
+    """The global names that code uses and does not bind itself."""
+
+    def used(table: symtable.SymbolTable, top: bool) -> Iterator[str]:
+        for symbol in table.get_symbols():
+            if symbol.is_referenced() and (top or symbol.is_global()):
+                yield symbol.get_name()
+        for child in table.get_children():
+            yield from used(child, False)
+
+    try:
+        table = symtable.symtable(source, "<cell>", "exec")
+    except SyntaxError:
+        return set()
+    bound = {
+        s.get_name() for s in table.get_symbols() if s.is_assigned() or s.is_imported() or s.is_namespace()
+    }
+    return set(used(table, True)) - bound - set(dir(builtins))

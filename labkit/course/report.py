@@ -1,0 +1,240 @@
+"""The delivery folder of the course text, written from the evidence: report, figures, modules and README.
+
+Everything is written anew each time but the learner's own words, which stand between two markers and are
+carried over. A file that she changed elsewhere is not lost either: it is kept beside as a backup.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from labkit._text import duration, number
+from labkit.course import deliverables, predictions, quality, rubric
+from labkit.course.cards import LOOK, words
+from labkit.course.evidence import Event, Evidence, write_atomically
+from labkit.course.exercises import Outline
+from labkit.course.progress import progress
+
+FOLDER = "ejercicios-semana7"
+BEGIN, END = "<!-- interpretation: begin -->", "<!-- interpretation: end -->"
+
+# The course text's tree: what each lesson delivers.
+TREE = {
+    "lesson_01": (
+        "profiling/profiler.py",
+        "profiling/performance_test.py",
+        "profiling/optimization_report.md",
+    ),
+    "lesson_02": (
+        "cache/redis_setup.py",
+        "cache/decorators.py",
+        "cache/cached_endpoints.py",
+        "cache/cache_performance_report.md",
+    ),
+    "lesson_03": (
+        "monitoring/metrics.py",
+        "monitoring/monitoring_middleware.py",
+        "monitoring/health_checks.py",
+        "monitoring/monitoring_report.md",
+    ),
+}
+
+_OWN = re.compile(f"{re.escape(BEGIN)}\n(.*?){re.escape(END)}", re.DOTALL)
+
+
+@dataclass
+class Delivery:
+    """What a report wrote: its path, every file, and the backups of files that were changed by hand."""
+
+    report: Path
+    files: list[Path] = field(default_factory=list)
+    backups: list[Path] = field(default_factory=list)
+
+
+def write(plan: Outline, evidence: Evidence, folder: Path) -> Delivery:
+    """Write what a lesson delivers into ``folder`` (``work/ejercicios-semana7``).
+
+    Raises:
+        OSError: if the folder cannot be written; the learner's words are untouched then.
+        KeyError: if the lesson delivers no report.
+    """
+    target = next(path for path in TREE[plan.room] if path.endswith(".md"))
+    delivery = Delivery(folder / target)
+    modules = dict(_modules(plan, evidence))
+    grades = rubric.levels(evidence, quality.measure(list(modules.values())) if modules else None)
+    pictures = {event["picture"]: evidence.picture(event["picture"]) for event in evidence.kept().values()}
+    found = predictions.predictions(evidence)
+    if any(item.factor is not None for item in found):
+        pictures["predictions.png"] = predictions.calibration(found, plan.room).png()
+    hashes: dict[str, str] = {}
+    for name, data in pictures.items():
+        if data:
+            write_atomically(delivery.report.parent / "figures" / name, data)
+            delivery.files.append(delivery.report.parent / "figures" / name)
+    texts = modules | {
+        target: "\n".join(_report(plan, evidence, grades, {n for n, d in pictures.items() if d}))
+    }
+    for relative, text in texts.items():
+        hashes[relative] = _write(delivery, folder / relative, text, evidence, relative)
+    hashes["README.md"] = _write(
+        delivery, folder / "README.md", "\n".join(_readme(folder)), evidence, "README.md"
+    )
+    evidence.add("report", files=hashes)
+    return delivery
+
+
+def _write(delivery: Delivery, path: Path, text: str, evidence: Evidence, relative: str) -> str:
+    """Put a text in place, the learner's words carried over, other changes backed up; returns its hash."""
+    known = {event["files"].get(relative) for event in evidence.of("report")}
+    if path.exists():
+        old = path.read_bytes().decode("utf-8", errors="replace").replace("\r\n", "\n")
+        if own := _OWN.search(old):
+            text = _OWN.sub(lambda _: f"{BEGIN}\n{own[1]}{END}", text)
+        if old != text and _skeleton(old) not in known:
+            backup = next(
+                p
+                for n in range(1, 10_000)
+                if not (p := path.with_name(f"{path.stem}.bak-{n}{path.suffix}")).exists()
+            )
+            path.replace(backup)
+            delivery.backups.append(backup)
+    write_atomically(path, text.encode())
+    delivery.files.append(path)
+    return _skeleton(text)
+
+
+def _skeleton(text: str) -> str:
+    return hashlib.sha256(_OWN.sub("", text).encode()).hexdigest()[:16]
+
+
+def _modules(plan: Outline, evidence: Evidence) -> Iterator[tuple[str, str]]:
+    """Each deliverable module that the learner has written something of."""
+    for file in dict.fromkeys(part.file for part in plan.parts):
+        cells = [_cell(evidence, part.cell, part.exercise) for part in plan.parts if part.file == file]
+        written = [(event["source"], event["needs"]) for event in cells if event]
+        if any(event and event["kind"] == "check" for event in cells):
+            yield file, deliverables.module(words("report.module", file=file, lesson=plan.name), written)
+
+
+def _cell(evidence: Evidence, cell: str, exercise: str) -> Event | None:
+    """The best version of a cell: the last one that passed, else the last one the learner worked on."""
+    if not exercise:
+        return next(reversed(evidence.of("part", cell=cell)), None)
+    checks = [event for event in evidence.of("check", exercise=exercise) if event["source"]]
+    passed = [event for event in checks if event["verdict"] == "done"]
+    tried = [event for event in checks if event["verdict"] != "todo"]
+    return next(reversed(passed or tried), None)
+
+
+def _report(
+    plan: Outline, evidence: Evidence, grades: list[rubric.Level], pictures: set[str]
+) -> Iterator[str]:
+    kept = evidence.kept()
+    yield from [f"# {words(f'report.title_{plan.room}')}", "", words("report.made", lesson=plan.name), ""]
+    yield from ["## " + words("report.before_after"), ""]
+    if comparison := kept.pop("comparison", None):
+        yield from _comparison(comparison)
+        yield from _picture(comparison, pictures)
+    else:
+        yield from [words("report.no_comparison"), ""]
+    yield from ["## " + words("report.findings"), ""]
+    findings = {
+        (f["count"], f["place"], f["fix"]): None for event in kept.values() for f in event["findings"]
+    }
+    yield from [words("report.finding", count=c or 0, place=f"`{p}`", fix=f"`{x}`") for c, p, x in findings]
+    yield from ["", *_exercises(plan, evidence), ""]
+    for event in kept.values():
+        yield from _picture(event, pictures)
+    yield from _predictions(plan, evidence, pictures)
+    yield from _reflections(evidence)
+    yield from ["## " + words("report.rubric"), ""]
+    rows = [(level.name, level.grade, level.reason) for level in grades]
+    yield from _table((words("report.criterion"), words("report.level"), words("report.reason")), rows)
+    yield from ["## " + words("report.interpretation"), "", *_own_words(words("report.write_here"))]
+
+
+def _comparison(event: Event) -> Iterator[str]:
+    values, rows = event["values"], event["rows"]
+    times = [duration(row["median_s"]) if isinstance(row.get("median_s"), float) else "-" for row in rows]
+    before, after = [*times, "-", "-"][:2]
+    low, high = values.get("low", 0.0), values.get("high")
+    span = f"{number(low, ',.3g')} - {number(high, ',.3g') if high else '∞'}"
+    table = [
+        (words("report.statements"), number(values["statements_a"]), number(values["statements_b"])),
+        (words("report.median"), before, after),
+        (words("report.same_answer"), "", words("report.yes" if values["same_body"] else "report.no")),
+        (words("report.ratio"), "1", f"{number(values.get('ratio', 0.0), ',.3g')} ({span})"),
+        (words("report.promised"), "", f"{number(100 * values.get('improvement', 0.0), '.0f')} %"),
+        (words("report.latency"), *[f"{number(values.get('latency_ms', 0.0), 'g')} ms"] * 2),
+    ]
+    yield from _table(("", words("report.before"), words("report.after")), table)
+
+
+def _exercises(plan: Outline, evidence: Evidence) -> list[str]:
+    rows = []
+    for step in progress(plan, evidence).steps:
+        last = next(reversed(evidence.of("check", exercise=step.id)), None)
+        state = f"{LOOK[step.state][0]} {words(f'course.state_{step.state}')}"
+        rows.append((step.id, state, last["message"] if last else "-", str(step.checks), str(step.hints)))
+    names = ("exercise", "state", "found", "checks", "hints")
+    return list(_table(tuple(words(f"report.column_{name}") for name in names), rows)) if rows else []
+
+
+def _predictions(plan: Outline, evidence: Evidence, pictures: set[str]) -> Iterator[str]:
+    found = predictions.predictions(evidence)
+    if found:
+        frame = predictions.frame(found, plan.room)
+        yield from ["## " + words("report.predictions"), ""]
+        yield from _table(tuple(frame.columns), frame.to_numpy().tolist())
+        yield from _picture({"picture": "predictions.png", "alt": words("report.calibration")}, pictures)
+
+
+def _reflections(evidence: Evidence) -> Iterator[str]:
+    texts = {event["question"]: event["text"] for event in evidence.of("reflect")}
+    if texts:
+        yield from ["## " + words("report.reflections"), ""]
+        for question, text in texts.items():
+            yield from [f"**{question}**", "", text, ""]
+
+
+def _readme(folder: Path) -> Iterator[str]:
+    """The tree of the course text, with what is there and what is not yet."""
+    yield from ["# " + words("report.readme_title"), "", words("report.readme_how"), "", "```", f"{FOLDER}/"]
+    for paths in TREE.values():
+        room = paths[0].partition("/")[0]
+        yield f"├── {room}/"
+        for path in paths:
+            branch = "└──" if path == paths[-1] else "├──"
+            here = (folder / path).exists()
+            yield f"│   {branch} {path.partition('/')[2]}" + (
+                "" if here else f"   ({words('report.pending')})"
+            )
+    yield from ["└── README.md", "```", "", "## " + words("report.notes"), ""]
+    yield from _own_words(words("report.notes_here"))
+
+
+def _own_words(invitation: str) -> list[str]:
+    return [BEGIN, "", invitation, "", END, ""]
+
+
+def _picture(event: Event | dict[str, Any], pictures: set[str]) -> list[str]:
+    if event["picture"] not in pictures:
+        return []
+    alt = re.sub(r"[\[\]\n]", " ", event["alt"])
+    return [f"![{alt}](figures/{event['picture']})", ""]
+
+
+def _table(header: Iterable[object], rows: Iterable[Iterable[object]]) -> Iterator[str]:
+    def line(cells: Iterable[object]) -> str:
+        return "| " + " | ".join(" ".join(str(cell).split()).replace("|", "\\|") for cell in cells) + " |"
+
+    header = list(header)
+    yield line(header)
+    yield line("---" for _ in header)
+    yield from map(line, rows)
+    yield ""
