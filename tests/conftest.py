@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -80,3 +81,37 @@ def chromium() -> str:
     if not found:
         pytest.skip("no Chromium: install the package chromium or set CHROMIUM=/path/to/it")
     return found
+
+
+@pytest.fixture
+def workbook(tmp_path: Path, work: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small project, entered: two lessons in Spanish and one in English; ``work`` is its work folder."""
+    root = tmp_path / "workbook"
+    for folder in ("labkit", "notebooks/source"):
+        (root / folder).mkdir(parents=True)
+    for name in ("es/00_start", "es/01_second", "en/00_start"):
+        write_notebook(root / f"notebooks/{name}.ipynb", [f"print('{name}')", "40 + 2"])
+    monkeypatch.chdir(root)
+    return root
+
+
+def write_notebook(path: Path, cells: list[str]) -> None:
+    """A notebook of code cells without outputs, written as JSON so that it has no library's version in it."""
+    body = {
+        "cells": [
+            {
+                "cell_type": "code",
+                "id": f"cell-{index}",
+                "source": source,
+                "metadata": {},
+                "outputs": [],
+                "execution_count": None,
+            }
+            for index, source in enumerate(cells)
+        ],
+        "metadata": {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(body), encoding="utf-8")

@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import quote
 
 from labkit import settings
@@ -56,17 +56,20 @@ def run(language: str, *, port: int = 8888, browser: bool | None = None, tell: C
     token = os.environ.setdefault("JUPYTER_TOKEN", secrets.token_hex(24))
     try:
         server = _server(served, first, port, browser)
+        del os.environ["JUPYTER_TOKEN"]
+
+        def announce() -> None:
+            if server.port != port:
+                tell(say("launcher.other_port", wanted=port, port=server.port))
+            address = f"http://127.0.0.1:{server.port}{_tree_path(served, first)}?token={token}"
+            tell(say("launcher.opening" if browser else "launcher.address", address=address))
+            tell(say("launcher.stop"))
+
+        _end_on_interrupt(server, tell)
+        server.io_loop.add_callback(announce)  # once it listens, which it does first thing in its loop
+        server.start()
     except SystemExit as error:
         raise CourseError(say("launcher.failed")) from error
-    finally:
-        del os.environ["JUPYTER_TOKEN"]
-    if server.port != port:
-        tell(say("launcher.other_port", wanted=port, port=server.port))
-    address = f"http://127.0.0.1:{server.port}{_tree_path(served, first)}?token={token}"
-    tell(say("launcher.opening" if browser else "launcher.address", address=address))
-    tell(say("launcher.stop"))
-    _end_on_interrupt(server, tell)
-    server.start()
     tell(say("launcher.ended", folder=settings.work_folder()))
 
 
@@ -97,7 +100,7 @@ def _server(served: Path, first: Path, port: int, browser: bool) -> _Server:
         "ServerApp.port": port,
         "ServerApp.root_dir": served,
         "ServerApp.open_browser": browser,
-        "Application.log_level": "WARN",
+        "Application.log_level": "ERROR",  # its warnings are about its own affairs
         "LabApp.default_url": _tree_path(served, first),
         "LabApp.extension_manager": "readonly",  # the other one asks a package registry
         "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
@@ -127,6 +130,7 @@ class _Server(Protocol):
     """What is used of ``jupyter_server.ServerApp``, which has no types."""
 
     port: int
+    io_loop: Any
 
     def start(self) -> None: ...
 
