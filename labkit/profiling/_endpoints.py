@@ -1,0 +1,124 @@
+"""Get at the endpoint of a request, wherever it runs: in the loop or in a thread of the pool.
+
+FastAPI calls every endpoint through ``fastapi.routing.run_endpoint_function``, which it keeps apart "to facilitate
+profiling endpoints". Stepping in there needs no search for routes, so included routers and mounted applications
+are the same to us; a context variable says whose request it is, so that requests beside it are left alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import wraps
+from types import CodeType, coroutine
+from typing import Any, Protocol
+
+from fastapi import routing
+
+from labkit._text import say
+from labkit.errors import MeasurementError
+
+Call = Callable[..., Any]
+
+
+class Probe(Protocol):
+    """Something that measures while it is on: in one thread, for one call, on and off any number of times."""
+
+    def on(self) -> None: ...
+    def off(self) -> None: ...
+
+
+def is_async(call: Call) -> bool:
+    """Whether calling gives something to await, by FastAPI's rule: what lies under decorators counts too."""
+    return inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(inspect.unwrap(call))
+
+
+def enclose(call: Call, begin: Callable[[], Probe], done: Callable[[Any], None] = lambda probe: None) -> Call:
+    """A function with the signature of ``call`` that is measured by a new probe each time it is called.
+
+    The probe is on only while the call itself runs. A coroutine is driven step by step: whenever it waits, the
+    probe is off, so that other requests of the same loop do not get into its measurement.
+
+    Args:
+        call: a plain or an ``async def`` function.
+        begin: makes the probe of one call.
+        done: gets the probe when the call has returned or raised.
+    """
+    if is_async(call):
+
+        @wraps(call)
+        async def measured_async(*args: Any, **kwargs: Any) -> Any:
+            probe = begin()
+            try:
+                return await _stepwise(call(*args, **kwargs), probe)
+            finally:
+                done(probe)
+
+        return measured_async
+
+    @wraps(call)
+    def measured(*args: Any, **kwargs: Any) -> Any:
+        probe = begin()
+        probe.on()
+        try:
+            return call(*args, **kwargs)
+        finally:
+            probe.off()
+            done(probe)
+
+    return measured
+
+
+@coroutine
+def _stepwise(awaitable: Any, probe: Probe) -> Generator[Any, Any, Any]:
+    steps = awaitable.__await__()
+    resume, value = steps.send, None
+    while True:
+        probe.on()
+        try:
+            waits_for = resume(value)
+        except StopIteration as end:
+            return end.value
+        finally:
+            probe.off()
+        try:
+            resume, value = steps.send, (yield waits_for)
+        except BaseException as error:
+            resume, value = steps.throw, error
+
+
+_wrap: ContextVar[Callable[[Call], Call] | None] = ContextVar("labkit_endpoint_wrap", default=None)
+original = routing.run_endpoint_function
+
+
+async def _run_endpoint(**given: Any) -> Any:
+    if (wrap := _wrap.get()) is not None:
+        given["dependant"] = copy.copy(given["dependant"])
+        given["dependant"].call = wrap(given["dependant"].call)
+    return await original(**given)
+
+
+@contextmanager
+def around(wrap: Callable[[Call], Call]) -> Iterator[None]:
+    """Within this block every endpoint that a request of this context reaches is called as ``wrap(endpoint)``."""
+    routing.run_endpoint_function = _run_endpoint  # stays: without a block of ours it costs a look at _wrap
+    token = _wrap.set(wrap)
+    try:
+        yield
+    finally:
+        _wrap.reset(token)
+
+
+def code_of(function: Call) -> CodeType:
+    """The code that a person wrote, below decorators.
+
+    Raises:
+        MeasurementError: if ``function`` is not written in Python.
+    """
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    if not isinstance(code, CodeType):
+        raise MeasurementError(say("profiling.no_code", function=repr(function)))
+    return code
