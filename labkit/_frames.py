@@ -51,12 +51,10 @@ def is_user_frame(filename: str, module: str | None = None) -> bool:
     """Whether code from ``filename`` (in the module of this name) was written by the user. Cached: 0.1 µs."""
     if filename.startswith("<"):
         return filename.startswith(_TYPED) or (filename == "<string>" and module == "__main__")
-    path = str(Path(filename).absolute())
-    if path.startswith(_BLOG):
+    paths = (str(Path(filename).absolute()), str(Path(filename).resolve()))  # links may lead out and in
+    if any(path.startswith(_BLOG) for path in paths):
         return True
-    if path.startswith((_HERE, *_FOREIGN)) or _PACKAGES.search(path):
-        return False
-    return not str(Path(path).resolve()).startswith((_HERE, *_FOREIGN))
+    return not any(path.startswith((_HERE, *_FOREIGN)) or _PACKAGES.search(path) for path in paths)
 
 
 def user_site(skip: int = 1, frame: FrameType | None = None) -> Site | None:

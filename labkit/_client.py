@@ -1,0 +1,87 @@
+"""What a Lab's tools hold inside the loop: one method that makes a request with the Lab's limit and latency."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from labkit import asgi
+from labkit._frames import describe
+from labkit._home import Flight, Home, current
+from labkit._text import say
+from labkit._threads import Stopped
+from labkit.asgi import ASGIApp, Reply
+from labkit.faults import Request, RoundTrip
+from labkit.profiling.queries import count_only
+
+OPTIONS = ("params", "headers", "json", "body", "cookies")
+
+
+class Client:
+    """Makes requests inside the Lab's loop.
+
+    Attributes:
+        app: the application.
+        limit: seconds a request may take.
+        trip: round trip that its statements pay.
+        state: what the application's lifespan left for the requests.
+    """
+
+    def __init__(self, app: ASGIApp, limit: float, trip: RoundTrip) -> None:
+        self.app, self.limit, self.trip = app, limit, trip
+        self.state: Mapping[str, Any] = {}
+        self.flights: set[Flight] = set()
+
+    async def call(self, method: str, path: str, **options: Any) -> Reply:
+        """Make a request; see `labkit.asgi.call` for the options.
+
+        Raises:
+            RequestTimeout: if it ran past the limit; SQL is interrupted, its task or thread stopped.
+            RequestError: if the path or an option is unusable.
+        """
+        flight = Request(f"{method} {path}", self.limit, asyncio.current_task(), current.get(), self.trip)
+        outer = current.set(flight)
+        self.flights.add(flight)
+        reply = None
+        try:
+            with count_only() as counter:
+                reply = await asgi.call(
+                    self.app,
+                    method,
+                    path,
+                    state=self.state,
+                    count=lambda: counter.count,
+                    explain=explain,
+                    **options,
+                )
+        except (asyncio.CancelledError, Stopped):
+            if not flight.stage:
+                raise
+        finally:
+            self.flights.discard(flight)
+            current.reset(outer)
+        if reply is None or flight.stage:
+            if flight.task is not None and flight.task.cancelling():
+                flight.task.uncancel()
+            raise flight.timeout() from None
+        return reply
+
+
+def explain(error: BaseException) -> str:
+    """The learner's frames; with a sentence before them if it is the database that cannot be reached."""
+    text = describe(error)
+    return f"{sentence}\n\n{text}" if (sentence := unreachable(error)) else text
+
+
+def unreachable(error: BaseException) -> str:
+    """What to do about a database that does not answer, if that is what the exception says; else empty."""
+    step: BaseException | None = error
+    while step is not None:
+        kind = type(step)
+        if kind.__name__ == "OperationalError" and kind.__module__ == "sqlalchemy.exc":
+            if getattr(step, "statement", "") is None:  # it failed before a statement: on connecting
+                return say("core.database_unreachable", reason=str(getattr(step, "orig", step)).strip())
+            return ""
+        step = step.__cause__ or step.__context__
+    return ""

@@ -1,0 +1,208 @@
+"""A thread with an event loop in it, and the record of what is under way there."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, thread
+from contextlib import AbstractAsyncContextManager, suppress
+from contextvars import ContextVar
+from queue import SimpleQueue
+from time import monotonic
+from typing import Any
+
+from labkit._text import duration, say
+from labkit._threads import Stopped, at_task, at_thread, stop, workers
+from labkit.errors import RequestTimeout
+
+GRACE = 0.25  # seconds that each means of stopping has to take effect before the next stronger one
+_abandoned: list[
+    Any
+] = []  # kept for good: to collect half a lifespan is to run its end, under the new one's feet
+
+current: ContextVar[Flight | None] = ContextVar("labkit_flight", default=None)
+
+
+class Flight:
+    """One piece of work under way in a loop, with its limit.
+
+    Attributes:
+        label: what a person calls it, ``GET /users``.
+        limit: seconds it may take; ``inf`` for no limit.
+        parent: the work that it is a part of.
+        stage: how many means of stopping it have been tried; 0 while it is in time.
+        ending: how it was stopped, as the name of a message.
+    """
+
+    __slots__ = ("deadline", "ending", "label", "limit", "parent", "place", "pressed", "stage", "task")
+
+    def __init__(
+        self, label: str, limit: float, task: asyncio.Task[Any] | None, parent: Flight | None
+    ) -> None:
+        self.label, self.limit, self.task, self.parent = label, limit, task, parent
+        self.deadline = monotonic() + limit
+        self.pressed, self.stage = 0.0, 0
+        self.ending, self.place = "cancelled", ""
+
+    def interrupt(self) -> bool:
+        """Stop what it waits for outside of Python; whether there was anything. For subclasses."""
+        return False
+
+    def cancel(self, home: Home) -> None:
+        """Cancel its task, unless it has landed. Called in the loop."""
+        if self in home.flights and self.task is not None:
+            self.task.cancel()
+
+    def timeout(self) -> RequestTimeout:
+        """The sentence for whoever waits for it."""
+        place = say("core.at", place=self.place) if self.place else ""
+        return RequestTimeout(
+            say(f"core.{self.ending}", label=self.label, limit=duration(self.limit), place=place)
+        )
+
+
+class _Threads(ThreadPoolExecutor):
+    """For ``asyncio.to_thread`` of the application: a thread that never returns must not hold up the exit."""
+
+    def submit(self, *args: Any, **options: Any) -> Any:
+        future = super().submit(*args, **options)
+        for worker in self._threads:
+            getattr(thread, "_threads_queues", {}).pop(worker, None)
+        return future
+
+
+class Home:
+    """A daemon thread that runs one loop, inside one context (an application's lifespan).
+
+    Attributes:
+        started: gets None once the context is entered, or the exception that it raised.
+        ending: what the end of the context raised.
+        lost: whether the thread was given up.
+        left: what could not be stopped in its worker thread.
+    """
+
+    def __init__(self, setup: Callable[[set[Flight]], AbstractAsyncContextManager[Any]], name: str) -> None:
+        self.flights: set[Flight] = set()
+        self.jobs: set[asyncio.Task[Any]] = set()
+        self.left: list[Flight] = []
+        self.started: SimpleQueue[BaseException | None] = SimpleQueue()
+        self.ending: BaseException | None = None
+        self.lost = False
+        self.loop = asyncio.new_event_loop()
+        self._setup = setup
+        self._leave = asyncio.Event()
+        self._threads = _Threads(thread_name_prefix=f"{name} worker")
+        self.loop.set_default_executor(self._threads)
+        self.thread = threading.Thread(target=self._live, name=name, daemon=True)
+        self.thread.start()
+
+    async def _main(self) -> None:
+        try:
+            async with self._setup(self.flights):
+                self.started.put(None)
+                await self._leave.wait()
+                for task in self.jobs:
+                    task.cancel()
+                if self.jobs:
+                    await asyncio.wait(self.jobs, timeout=GRACE)
+        except (Exception, SystemExit, KeyboardInterrupt) as error:
+            self.ending = error
+            self.started.put(error)
+
+    def _live(self) -> None:
+        # run_until_complete and not run_forever: anyio keeps its worker threads only for a root task.
+        main = self.loop.create_task(self._main(), name="labkit")
+        while not main.done() and not self.lost:
+            with suppress(SystemExit, KeyboardInterrupt, Stopped, RuntimeError, asyncio.CancelledError):
+                self.loop.run_until_complete(
+                    main
+                )  # an endpoint's sys.exit() comes out here; the loop goes on
+        left = asyncio.all_tasks(self.loop)
+        if self.lost:
+            _abandoned.append((main, left))
+        else:
+            for task in left:
+                task.cancel()
+            with suppress(BaseException):
+                if left:
+                    self.loop.run_until_complete(asyncio.wait(left, timeout=GRACE))
+                self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+        for task in left:
+            task._log_destroy_pending = False  # type: ignore[attr-defined]  # it was us, on purpose
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self.loop.close()
+
+    def post(self, action: Callable[..., Any], *args: Any) -> None:
+        """Have the loop call something soon; nothing happens if it is closed."""
+        with suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(action, *args)
+
+    def answers(self, within: float = GRACE) -> bool:
+        """Whether the loop turns."""
+        pong = threading.Event()
+        self.post(pong.set)
+        return pong.wait(within)
+
+    def free(self) -> bool:
+        """Make a loop that does not turn come back, by an exception in its thread; whether it turns."""
+        if self.answers():
+            return True
+        stop(self.thread.ident or 0)
+        return self.answers()
+
+    def place(self) -> str:
+        """The user's line that keeps the thread, or else the first that a task waits in; may be empty."""
+        busy = at_thread(self.thread.ident or 0)
+        return busy or next(filter(None, map(at_task, asyncio.all_tasks(self.loop))), "")
+
+    def leave(self, within: float) -> bool:
+        """End the context and the thread; whether both did."""
+        self.post(self._leave.set)
+        self.thread.join(within)
+        return not self.thread.is_alive()
+
+    def abandon(self) -> None:
+        """Give the thread up. Should it ever wake, it ends without running the end of its context."""
+        self.lost = True
+        self.post(self.loop.stop)
+
+    @property
+    def tainted(self) -> bool:
+        """Whether something that was given up still runs."""
+        if self.left and not workers(lambda context: context.get(current) in self.left):
+            self.left.clear()
+        return bool(self.left) or (self.lost and self.thread.is_alive())
+
+    def press(self, flight: Flight) -> None:
+        """Use the next means to stop a flight that is over its limit: SQL, worker, task, loop."""
+        flight.stage += 1
+        flight.pressed = monotonic()
+        threads = workers(lambda context: context.get(current) is flight)
+        if flight.stage == 1:
+            busy = next(filter(None, map(at_thread, threads)), "")
+            flight.place = (
+                busy or at_thread(self.thread.ident or 0) or (at_task(flight.task) if flight.task else "")
+            )
+            if flight.interrupt():
+                flight.ending = "statement"
+                return
+            flight.stage = 2
+        if flight.stage == 2:
+            if threads:
+                flight.ending = "stopped"
+            for worker in threads:
+                stop(worker)
+            if not threads:
+                self.post(flight.cancel, self)
+        elif flight.stage == 3:
+            if self.answers():
+                flight.ending = "left" if threads else "cancelled"
+                self.left.extend([flight] if threads else [])
+                self.post(flight.cancel, self)
+            else:
+                stop(self.thread.ident or 0)
+                flight.ending = "blocked"
+                if not self.answers():
+                    flight.ending = "replaced"
+                    self.abandon()

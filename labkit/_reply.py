@@ -1,0 +1,101 @@
+"""What an application answered to one request, kept as it came and read only when somebody asks."""
+
+from __future__ import annotations
+
+import json as _json
+from dataclasses import dataclass, field
+from http.cookies import SimpleCookie
+from typing import TYPE_CHECKING, Any
+
+from labkit._html import MONO, Safe, card, tag
+from labkit._text import duration, number, say
+from labkit.errors import NotJSONError
+
+if TYPE_CHECKING:
+    from starlette.datastructures import Headers
+
+RawHeaders = tuple[tuple[bytes, bytes], ...]
+
+_SHOWN = 1_500  # characters of a body that a notebook shows
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What the application answered.
+
+    Attributes:
+        status: HTTP status; 500 where the endpoint raised before it answered.
+        body: the whole body, streamed chunks joined.
+        elapsed: seconds from the request to the last byte (background tasks are not in it).
+        queries: SQL statements that ran until then.
+        label: the request, as ``GET /users``.
+        error: the learner's own frames and the exception if one was raised, else empty.
+        note: what would help, as the nearest known paths after a 404, else empty.
+    """
+
+    status: int
+    body: bytes = field(repr=False)
+    raw_headers: RawHeaders = field(repr=False)
+    elapsed: float
+    queries: int = 0
+    label: str = ""
+    error: str = ""
+    note: str = ""
+
+    @property
+    def headers(self) -> Headers:
+        """The headers, looked up without regard to case."""
+        from starlette.datastructures import Headers
+
+        return Headers(raw=list(self.raw_headers))
+
+    @property
+    def cookies(self) -> dict[str, str]:
+        """The cookies that the answer sets, ready to be passed to the next request."""
+        jar = SimpleCookie[str]()
+        for value in self.headers.getlist("set-cookie"):
+            jar.load(value)
+        return {name: morsel.value for name, morsel in jar.items()}
+
+    @property
+    def text(self) -> str:
+        """The body as text (UTF-8; what is not UTF-8 shows as the replacement character)."""
+        return self.body.decode("utf-8", "replace")
+
+    @property
+    def json(self) -> Any:
+        """The body read as JSON.
+
+        Raises:
+            NotJSONError: if it is not JSON; says of what type it is and how it begins.
+        """
+        try:
+            return _json.loads(self.body)
+        except ValueError as error:
+            kind = self.headers.get("content-type", say("core.no_content_type"))
+            start = self.body[:60].decode("utf-8", "replace")
+            text = say("core.not_json", label=self.label, status=self.status, kind=kind, start=start)
+            raise NotJSONError("\n".join(filter(None, (text, self.error, self.note)))) from error
+
+    def _headline(self) -> str:
+        count = say("core.reply_queries", count=self.queries)
+        size = f"{number(len(self.body) / 1000, ',.1f')} kB"
+        return f"{self.label} → {self.status} · {duration(self.elapsed)} · {count} · {size}"
+
+    def __repr__(self) -> str:
+        return "\n".join(filter(None, (self._headline(), self.error, self.note)))
+
+    def _repr_html_(self) -> Safe:
+        good = self.status < 400 and not self.error
+        text = self.error or (self.text if good else self.note or self.text)
+        if good:
+            try:
+                text = _json.dumps(_json.loads(self.body), indent=2, ensure_ascii=False)
+            except ValueError:
+                text = self.text
+        shown = text if len(text) <= _SHOWN else text[:_SHOWN] + " …"
+        style = (
+            f"font-family:{MONO};font-size:12px;margin:0;max-height:260px;overflow:auto;white-space:pre-wrap"
+        )
+        colour, symbol = ("#009E73", "✓") if good else ("#D55E00", "✗")
+        return card(self._headline(), tag("pre", shown, style), colour=colour, symbol=symbol)

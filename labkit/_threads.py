@@ -1,0 +1,61 @@
+"""Look into threads that do not come back, and make them: where they stand, whose they are, stop them."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable
+from contextvars import Context
+from types import FrameType
+from typing import Any
+
+from labkit._frames import place, user_site
+
+
+class Stopped(BaseException):
+    """Thrown into a thread that ran past its limit. Not an Exception: the learner's ``except`` lets it pass."""
+
+
+def stop(thread: int) -> None:
+    """Throw ``Stopped`` into the Python code of the thread with this identifier.
+
+    It arrives at the next bytecode: a pure Python loop ends at once, a blocking call in C when it returns.
+    """
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(Stopped))
+
+
+def workers(mine: Callable[[Context], bool]) -> list[int]:
+    """The threads of anyio's pool (FastAPI's plain ``def`` endpoints) that work in a context that is ``mine``."""
+    found = []
+    for thread, frame in sys._current_frames().items():
+        here: FrameType | None = frame
+        while here is not None:
+            if here.f_code.co_qualname == "WorkerThread.run":
+                context = here.f_locals.get("context")
+                if isinstance(context, Context) and mine(context):
+                    found.append(thread)
+                break
+            here = here.f_back
+    return found
+
+
+def at_thread(thread: int) -> str:
+    """``cell [5], line 6``: the user's line that a thread is in, or an empty string."""
+    frame = sys._current_frames().get(thread)
+    site = user_site(frame=frame) if frame is not None else None
+    return site.place if site else ""
+
+
+def at_task(task: Any) -> str:
+    """The user's line that a suspended task waits in, or an empty string."""
+    step, found = task.get_coro(), ""
+    while step is not None:
+        frame = next(
+            (f for name in ("cr_frame", "ag_frame", "gi_frame") if (f := getattr(step, name, None))), None
+        )
+        if frame is not None and (site := user_site(frame=frame)) and site.file == frame.f_code.co_filename:
+            found = place(frame)
+        step = next(
+            (s for name in ("cr_await", "ag_await", "gi_yieldfrom") if (s := getattr(step, name, None))), None
+        )
+    return found

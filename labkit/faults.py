@@ -1,0 +1,155 @@
+"""What can be made worse on purpose: for now the way to the database, by a round trip added to every statement.
+
+A database in the same process answers in microseconds, so that a thousand statements cost next to nothing; over a
+network each pays a round trip. The listeners below stand on SQLAlchemy's ``Engine`` class, work for every engine,
+sync and async, and act only inside a Lab's request. They also hold SQL to the request's time limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from functools import cache
+from types import TracebackType
+from typing import Any
+
+from labkit._home import Flight, current
+from labkit._text import number, say
+from labkit.errors import MeasurementError
+
+SQLITE_MS = 0.5  # a round trip within a data centre
+_OWNER = "labkit_flight"
+
+
+class RoundTrip:
+    """How long the way to the database and back takes.
+
+    Attributes:
+        chosen: milliseconds that were asked for; None for the default (0.5 for SQLite, else nothing added).
+        seen: names of the databases that were asked under it.
+    """
+
+    def __init__(self, ms: float | None = None) -> None:
+        self.chosen = ms
+        self.seen: set[str] = set()
+
+    def added(self, database: str) -> float:
+        """Milliseconds added to each statement on a database of this name (``sqlite``)."""
+        return self.chosen if self.chosen is not None else SQLITE_MS if database == "sqlite" else 0.0
+
+    @property
+    def ms(self) -> float:
+        """Milliseconds in force, for a report to show; 0 when no database has been asked yet and none was chosen."""
+        return max(map(self.added, self.seen), default=self.chosen or 0.0)
+
+
+class latency:  # noqa: N801  (reads as a function: lab.latency(5), with lab.latency(5))
+    """Sets a round trip at once; as a context manager it brings the former one back.
+
+    Args:
+        trip: what to set.
+        ms: milliseconds, 0 for none; None for the default.
+
+    Raises:
+        MeasurementError: if ``ms`` is negative or not a number.
+    """
+
+    def __init__(self, trip: RoundTrip, ms: float | None) -> None:
+        if ms is not None and not (isinstance(ms, int | float) and 0 <= ms < float("inf")):
+            raise MeasurementError(say("core.bad_latency", ms=ms))
+        self._trip, self._before = trip, trip.chosen
+        trip.chosen = ms
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._trip.chosen = self._before
+
+    def __repr__(self) -> str:
+        ms = self._trip.chosen
+        return say("core.latency_default") if ms is None else say("core.latency", ms=number(ms, ",.3g"))
+
+
+class Request(Flight):
+    """A request under way: knows its round trip, and the connections on which its SQL can be interrupted."""
+
+    __slots__ = ("connections", "statement", "trip")
+
+    def __init__(
+        self, label: str, limit: float, task: asyncio.Task[Any] | None, parent: Flight | None, trip: RoundTrip
+    ) -> None:
+        super().__init__(label, limit, task, parent)
+        self.trip = trip
+        self.connections: list[tuple[dict[str, Any], Any]] = []
+        self.statement = ""
+
+    def interrupt(self) -> bool:
+        """Stop its statements, wherever they run; whether one was running."""
+        for info, driver in tuple(self.connections):
+            if info.get(_OWNER) is self:  # else it went back to the pool and works for another request
+                with suppress(Exception):
+                    _interrupt(driver)
+        return bool(self.statement)
+
+
+def _interrupt(driver: Any) -> None:
+    driver = getattr(driver, "_conn", driver)  # aiosqlite keeps the real one inside
+    if hasattr(driver, "interrupt"):  # sqlite3
+        driver.interrupt()
+    elif hasattr(driver, "cancel_safe") and not asyncio.iscoroutinefunction(driver.cancel_safe):  # psycopg
+        driver.cancel_safe(timeout=0.2)  # an async driver does this itself when its task is cancelled
+
+
+def _before(connection: Any, cursor: Any, statement: str, values: Any, context: Any, many: bool) -> None:
+    flight = current.get()
+    if flight.__class__ is not Request:
+        return
+    assert isinstance(flight, Request)
+    if time.monotonic() > flight.deadline:
+        flight.ending = "statement"
+        raise flight.timeout()
+    info, dialect = connection.info, connection.dialect
+    if info.get(_OWNER) is not flight:
+        info[_OWNER] = flight
+        flight.connections.append((info, connection.connection.driver_connection))
+    flight.statement = statement
+    flight.trip.seen.add(dialect.name)
+    if wait := flight.trip.added(dialect.name) / 1000:
+        if dialect.is_async:
+            from sqlalchemy.util import await_only
+
+            await_only(_pause(wait))
+        else:
+            time.sleep(wait)
+
+
+async def _pause(seconds: float) -> None:
+    """``asyncio.sleep`` to the fraction of a millisecond that its selector rounds up to a whole one."""
+    if seconds < 0.002:
+        await asyncio.get_running_loop().run_in_executor(None, time.sleep, seconds)
+    else:
+        await asyncio.sleep(seconds)
+
+
+def _after(connection: Any, *rest: Any) -> None:
+    flight = current.get()
+    if isinstance(flight, Request):
+        flight.statement = ""
+
+
+def _failed(failure: Any) -> None:
+    _after(failure.connection)
+
+
+@cache
+def listen() -> None:
+    """Listen to every engine of the process, once."""
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    event.listen(Engine, "before_cursor_execute", _before)
+    event.listen(Engine, "after_cursor_execute", _after)
+    event.listen(Engine, "handle_error", _failed)

@@ -1,0 +1,320 @@
+"""The one object a notebook talks to.
+
+    lab = Lab(create_app())          # or Lab("mypackage.main:app")
+    lab.get("/users")                # one request: a Reply
+    lab.queries("/users")            # its SQL; lab.profile, lab.lines, lab.memory look at the Python
+    lab.compare("/slow", "/fast")    # the same answer? how many times faster?
+    lab.close()
+
+The application runs in this process, in an event loop that has a thread of its own, so that every call here is a
+plain synchronous one and works in a cell, a script and a test alike. There is no server in between.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from labkit import _apps, _supplies, asgi, faults
+from labkit._client import OPTIONS, Client
+from labkit._loop import LoopThread
+from labkit._routes import Keeper
+from labkit._text import say
+from labkit.asgi import ASGIApp, Reply
+from labkit.errors import MeasurementError, RequestError
+
+if TYPE_CHECKING:
+    from labkit.comparison import Comparison
+    from labkit.load import LoadResult
+    from labkit.profiling.calls import Profile
+    from labkit.profiling.lines import LineReport
+    from labkit.profiling.memory import MemoryReport
+    from labkit.profiling.plans import Plan
+    from labkit.profiling.queries import QueryReport
+    from labkit.profiling.sampling import SampleReport
+    from labkit.services.redis import RedisServer
+
+T = TypeVar("T")
+
+
+class Lab:
+    """Runs an ASGI application and measures it. A context manager; also closed when collected and at exit.
+
+    Args:
+        app: the application, or ``"package.module:attribute"``.
+        database_url: SQLAlchemy URL for an application that asks for one (``app.state.database_url`` is None).
+        redis: True starts a Redis, a URL names one, False gives none; by default one is started if the
+            application asks (``app.state.redis_url`` is None).
+        postgres: start a PostgreSQL and use that.
+        latency: milliseconds that each SQL statement pays on top; None for 0.5 on SQLite, nothing elsewhere.
+        time_limit: seconds that a request, the start and the end of the application may take.
+        work: folder for the data of the servers started here; None for a temporary one.
+
+    Raises:
+        AppError: if the application cannot be imported, prepared or started; says where.
+        ServiceError: if a server cannot be started.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp | str,
+        *,
+        database_url: str | None = None,
+        redis: bool | str | None = None,
+        postgres: bool = False,
+        latency: float | None = None,
+        time_limit: float = 30.0,
+        work: Path | None = None,
+    ) -> None:
+        if not time_limit > 0:
+            raise RequestError(say("core.bad_time_limit", seconds=time_limit))
+        trip = faults.RoundTrip()
+        faults.latency(trip, latency)
+        faults.listen()
+        self._target = app if isinstance(app, str) else None
+        with ExitStack() as opened:
+            supplies = opened.enter_context(_supplies.Supplies(work))
+            if isinstance(app, str):
+                supplies.announce(database_url, redis, postgres)
+                app = asgi.load_app(app)
+            else:
+                app = _apps.check_app(app, type(app).__name__)
+            supplies.give(app, database_url, redis, postgres)
+            self.app: ASGIApp = app
+            self._supplies = supplies
+            self._routes = Keeper(app)
+            opened.callback(self._routes.close)
+            self._client = Client(app, time_limit, trip)
+            self._loop = LoopThread(_setup(app, self._client), limit=time_limit)
+            opened.callback(self._loop.close)
+            self._loop.start()
+            self._finalizer = weakref.finalize(self, opened.pop_all().close)
+
+    # Requests
+
+    def request(self, method: str, path: str, **options: Any) -> Reply:
+        """Make one request.
+
+        Args:
+            method: HTTP method.
+            path: begins with a slash; may carry a query string.
+            options: ``params``, ``headers``, ``json``, ``body`` (bytes or text), ``cookies``.
+
+        Raises:
+            RequestTimeout: if it takes longer than the time limit; the Lab stays usable.
+            RequestError: if the path or an option is unusable, or the Lab is closed.
+        """
+        _known(options)
+        self._routes.refresh()
+        return self._loop.run(lambda: self._client.call(method, path, **options), None, f"{method} {path}")
+
+    def get(self, path: str, **options: Any) -> Reply:
+        """GET; see ``request``."""
+        return self.request("GET", path, **options)
+
+    def post(self, path: str, **options: Any) -> Reply:
+        """POST; see ``request``."""
+        return self.request("POST", path, **options)
+
+    def put(self, path: str, **options: Any) -> Reply:
+        """PUT; see ``request``."""
+        return self.request("PUT", path, **options)
+
+    def patch(self, path: str, **options: Any) -> Reply:
+        """PATCH; see ``request``."""
+        return self.request("PATCH", path, **options)
+
+    def delete(self, path: str, **options: Any) -> Reply:
+        """DELETE; see ``request``."""
+        return self.request("DELETE", path, **options)
+
+    def run(self, work: Callable[[Client], Coroutine[Any, Any, T]], timeout: float | None = None) -> T:
+        """Run ``await work(client)`` inside the loop, for measurements of your own.
+
+        Args:
+            work: gets a client whose ``await client.call(method, path)`` is a request with this Lab's limit.
+            timeout: seconds for the whole; None for no limit but that of each request.
+        """
+        self._routes.refresh()
+        return self._loop.run(lambda: work(self._client), timeout, getattr(work, "__name__", "run"))
+
+    # Measurements
+
+    def queries(self, path: str, method: str = "GET", **options: Any) -> QueryReport:
+        """Every SQL statement of one request, with the line that ran it, and what is wrong with them (N+1)."""
+        from labkit.profiling.queries import record
+
+        async def work(client: Client) -> QueryReport:
+            with record() as recorder:
+                reply = _usable(await client.call(method, path, **_known(options)))
+            return recorder.report(reply.label, elapsed=reply.elapsed, latency_ms=client.trip.ms)
+
+        return self.run(work)
+
+    def profile(self, path: str, method: str = "GET", **options: Any) -> Profile:
+        """Where the time of one request goes, function by function."""
+        from labkit.profiling.calls import profile_async
+
+        return self._measure(profile_async, path, method, options)
+
+    def lines(
+        self, path: str, *functions: Callable[..., Any], method: str = "GET", **options: Any
+    ) -> LineReport:
+        """How often each line of these functions ran in one request and how long it took; default: the endpoint."""
+        from labkit.profiling.lines import lines_of
+
+        return self._measure(lambda make: lines_of(functions, make), path, method, options)
+
+    def memory(
+        self, path: str, *functions: Callable[..., Any], method: str = "GET", **options: Any
+    ) -> MemoryReport:
+        """How much memory each line of these functions took in one request; default: the endpoint."""
+        from labkit.profiling.memory import memory_of
+
+        return self._measure(lambda make: memory_of(functions, make), path, method, options)
+
+    def compare(self, path_a: str, path_b: str, *, seconds: float = 15.0, **options: Any) -> Comparison:
+        """Whether two paths give the same answer, their statements, and how many times faster the second is.
+
+        Args:
+            seconds: limit of the timing; where it does not suffice the verdict is ``inconclusive``.
+            options: see `labkit.comparison.compare_endpoints`.
+        """
+        from labkit.comparison import compare_endpoints
+
+        return self.run(lambda client: compare_endpoints(client, path_a, path_b, seconds=seconds, **options))
+
+    def load(self, path: str, **options: Any) -> LoadResult:
+        """Many requests, some at a time; see `labkit.load.load` for the options (``ids=zipf(500)``)."""
+        from labkit.load import load
+
+        return self.run(lambda client: load(client, path, latency_ms=client.trip.ms, **options))
+
+    def explain(self, statement: Any, parameters: Any = None) -> Plan:
+        """How the application's database finds the rows of a statement: by scan or by index."""
+        from labkit.profiling.plans import explain
+
+        return explain(self.engine, statement, parameters)
+
+    def sample(self, path: str, seconds: float = 3.0) -> SampleReport:
+        """Where the time goes while uvicorn serves the application under load, sampled by py-spy from outside."""
+        from labkit.profiling.sampling import sample
+
+        factory = getattr(getattr(self.app, "state", None), "factory", None)
+        target = self._target or factory
+        if target is None:
+            raise MeasurementError(say("core.no_target"))
+        environment = self._supplies.environment
+        return sample(target, path=path, seconds=seconds, factory=self._target is None, env=environment)
+
+    # What it runs on
+
+    def latency(self, ms: float | None) -> faults.latency:
+        """Set the simulated round trip of each SQL statement, at once; ``with lab.latency(5):`` restores it after.
+
+        Args:
+            ms: milliseconds; 0 for none, None for the default (0.5 on SQLite).
+        """
+        return faults.latency(self._client.trip, ms)
+
+    @property
+    def latency_ms(self) -> float:
+        """Milliseconds that a statement pays on top, on the databases asked so far."""
+        return self._client.trip.ms
+
+    @property
+    def engine(self) -> Any:
+        """The application's SQLAlchemy engine, ``app.state.engine``.
+
+        Raises:
+            MeasurementError: if it is not there.
+        """
+        engine = getattr(getattr(self.app, "state", None), "engine", None)
+        if engine is None:
+            raise MeasurementError(say("core.no_engine"))
+        return engine
+
+    @property
+    def database_url(self) -> str | None:
+        """The database's address, password included; None if the application never told."""
+        state = getattr(self.app, "state", None)
+        engine = getattr(state, "engine", None)
+        given = getattr(state, "database_url", None)
+        return given if engine is None else engine.url.render_as_string(hide_password=False)
+
+    @property
+    def redis(self) -> RedisServer | None:
+        """The Redis that this Lab started, to freeze, kill and restart it; None if it started none."""
+        return self._supplies.redis
+
+    @property
+    def tainted(self) -> bool:
+        """Whether abandoned code still runs in a thread, so that timings are not to be trusted."""
+        return self._loop.tainted
+
+    def close(self) -> None:
+        """End the application and the servers started here. Twice is fine.
+
+        Raises:
+            AppError: if the application fails at its end; everything is closed nevertheless.
+        """
+        self._finalizer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        name = self._target or getattr(self.app, "title", type(self.app).__name__)
+        return say("core.lab", app=name, state=say("core.open" if self._finalizer.alive else "core.shut"))
+
+    def _measure(
+        self,
+        tool: Callable[[Callable[[], Awaitable[Reply]]], Awaitable[T]],
+        path: str,
+        method: str,
+        options: dict[str, Any],
+    ) -> T:
+        """Have a profiler make the request; it is given a function that makes it."""
+
+        async def work(client: Client) -> T:
+            async def make() -> Reply:
+                return _usable(await client.call(method, path, **_known(options)))
+
+            return await tool(make)
+
+        return self.run(work)
+
+
+def _setup(app: ASGIApp, client: Client) -> Callable[[], Any]:
+    """What surrounds the requests in the loop. Knows nothing of the Lab, which must be free to be collected."""
+
+    @asynccontextmanager
+    async def setup(flights: set[Any]) -> AsyncIterator[None]:
+        async with asgi.Lifespan(app) as lifespan:
+            client.state, client.flights = lifespan.state, flights
+            yield
+
+    return setup
+
+
+def _known(options: dict[str, Any]) -> dict[str, Any]:
+    if unknown := options.keys() - OPTIONS:
+        raise RequestError(say("core.bad_option", names=", ".join(sorted(unknown)), known=", ".join(OPTIONS)))
+    return options
+
+
+def _usable(reply: Reply) -> Reply:
+    """A reply worth measuring: not of an endpoint that raised, nor of a path that is not there."""
+    if reply.error or reply.note:
+        text = say("core.failed_request", label=reply.label, status=reply.status)
+        raise RequestError("\n".join(filter(None, (text, reply.error, reply.note))))
+    return reply
