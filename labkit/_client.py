@@ -1,19 +1,20 @@
-"""What a Lab's tools hold inside the loop: one method that makes a request with the Lab's limit and latency."""
+"""What a Lab's tools hold inside the loop: it makes requests under the Lab's time limit and latency."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
 from labkit import asgi
 from labkit._frames import describe
-from labkit._home import Flight, Home, current
+from labkit._home import Flight, current
 from labkit._text import say
 from labkit._threads import Stopped
 from labkit.asgi import ASGIApp, Reply
+from labkit.errors import RequestError
 from labkit.faults import Request, RoundTrip
-from labkit.profiling.queries import count_only
 
 OPTIONS = ("params", "headers", "json", "body", "cookies")
 
@@ -33,6 +34,33 @@ class Client:
         self.state: Mapping[str, Any] = {}
         self.flights: set[Flight] = set()
 
+    @asynccontextmanager
+    async def live(self, flights: set[Flight]) -> AsyncIterator[None]:
+        """From the application's start to its end; ``flights`` lists the requests under way."""
+        async with asgi.Lifespan(self.app) as lifespan:
+            self.state, self.flights = lifespan.state, flights
+            yield
+
+    @staticmethod
+    def check(options: Mapping[str, Any]) -> None:
+        """Raise a RequestError if a request has no such options."""
+        if unknown := options.keys() - set(OPTIONS):
+            names, known = ", ".join(sorted(unknown)), ", ".join(OPTIONS)
+            raise RequestError(say("core.bad_option", names=names, known=known))
+
+    async def measured(self, method: str, path: str, **options: Any) -> Reply:
+        """A request that is worth measuring.
+
+        Raises:
+            RequestError: if the endpoint raised, the path is not there, or an option is unusable.
+        """
+        self.check(options)
+        reply = await self.call(method, path, **options)
+        if reply.error or reply.note:
+            text = say("core.failed_request", label=reply.label, status=reply.status)
+            raise RequestError("\n".join(filter(None, (text, reply.error, reply.note))))
+        return reply
+
     async def call(self, method: str, path: str, **options: Any) -> Reply:
         """Make a request; see `labkit.asgi.call` for the options.
 
@@ -45,16 +73,9 @@ class Client:
         self.flights.add(flight)
         reply = None
         try:
-            with count_only() as counter:
-                reply = await asgi.call(
-                    self.app,
-                    method,
-                    path,
-                    state=self.state,
-                    count=lambda: counter.count,
-                    explain=explain,
-                    **options,
-                )
+            reply = await asgi.call(
+                self.app, method, path, state=self.state, count=flight.statements, explain=explain, **options
+            )
         except (asyncio.CancelledError, Stopped):
             if not flight.stage:
                 raise

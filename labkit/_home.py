@@ -115,9 +115,7 @@ class Home:
         main = self.loop.create_task(self._main(), name="labkit")
         while not main.done() and not self.lost:
             with suppress(SystemExit, KeyboardInterrupt, Stopped, RuntimeError, asyncio.CancelledError):
-                self.loop.run_until_complete(
-                    main
-                )  # an endpoint's sys.exit() comes out here; the loop goes on
+                self.loop.run_until_complete(main)  # an endpoint's sys.exit() comes out here
         left = asyncio.all_tasks(self.loop)
         if self.lost:
             _abandoned.append((main, left))
@@ -170,7 +168,8 @@ class Home:
     @property
     def tainted(self) -> bool:
         """Whether something that was given up still runs."""
-        if self.left and not workers(lambda context: context.get(current) in self.left):
+        left: list[Flight | None] = [*self.left]
+        if left and not workers(lambda context: context.get(current) in left):
             self.left.clear()
         return bool(self.left) or (self.lost and self.thread.is_alive())
 

@@ -52,7 +52,7 @@ class Reply:
     @property
     def cookies(self) -> dict[str, str]:
         """The cookies that the answer sets, ready to be passed to the next request."""
-        jar = SimpleCookie[str]()
+        jar = SimpleCookie()
         for value in self.headers.getlist("set-cookie"):
             jar.load(value)
         return {name: morsel.value for name, morsel in jar.items()}
@@ -98,4 +98,6 @@ class Reply:
             f"font-family:{MONO};font-size:12px;margin:0;max-height:260px;overflow:auto;white-space:pre-wrap"
         )
         colour, symbol = ("#009E73", "✓") if good else ("#D55E00", "✗")
-        return card(self._headline(), tag("pre", shown, style), colour=colour, symbol=symbol)
+        return card(
+            self._headline(), tag("pre", shown, f"{style};white-space:pre-wrap"), colour=colour, symbol=symbol
+        )

@@ -1,19 +1,20 @@
 """Let a cell that runs again replace its endpoint, where FastAPI would go on answering with the first.
 
-Routes are compared by what they answer to: kind, host, the shape of the path (``/users/{id}`` and
-``/users/{user_id}`` are one shape, ``/users/me`` is another) and the methods. The newest keeps the place of the one
-that it replaces, so that ``/users/me`` stays ahead of ``/users/{id}``.
+Routes are compared by what they answer to: kind, host, the shape of the path (``/users/{id}`` is the same shape as
+``/users/{user_id}``, ``/users/me`` is another) and the methods. The newest takes the place of the one that it
+replaces, so that ``/users/me`` stays ahead of ``/users/{id}``.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
 from labkit._text import say
+
+Routes = list[Any]
 
 _PARAMETER = re.compile(r"\{[^}:]*(:[^}]*)?\}")
 _ANY = frozenset({"*"})  # the methods of a route that does not distinguish them
@@ -21,179 +22,149 @@ _ANY = frozenset({"*"})  # the methods of a route that does not distinguish them
 
 @dataclass(frozen=True, eq=False)
 class _Entry:
-    """A route where it stands."""
+    """A route where it stands: in which list, and below which included routers, mounts and hosts."""
 
     route: Any
-    siblings: list[Any]  # the list it stands in
-    above: tuple[
-        tuple[list[Any], Any], ...
-    ]  # (list, included router or mount) from the application down to it
-    key: tuple[str, str, str]  # kind, host, shape of the full path
+    siblings: Routes
+    above: tuple[tuple[Routes, Any], ...]
+    path: str
+    host: str
+
+    @property
+    def key(self) -> tuple[bool, str, str]:
+        return hasattr(self.route, "methods"), self.host, _PARAMETER.sub(r"{\1}", self.path)
 
     @property
     def methods(self) -> frozenset[str]:
         return frozenset(getattr(self.route, "methods", None) or _ANY)
 
 
-def _shape(path: str) -> str:
-    return _PARAMETER.sub(lambda match: f"{{{match[1] or ''}}}", path)
+class _Map:
+    """Every route of an application, those of included routers, mounts and hosts too.
 
+    Attributes:
+        lists: the lists that routes stand in; one that is reached by two ways is there twice.
+        owners: the application, included routers, mounts and hosts.
+    """
 
-def _walk(
-    routes: list[Any], prefix: str = "", host: str = "", above: tuple[tuple[list[Any], Any], ...] = ()
-) -> Iterator[_Entry]:
-    """Every route below ``routes``: included routers (FastAPI >= 0.137 keeps them live), mounts and hosts too."""
-    for route in list(routes):
-        inner, path, name = None, prefix + getattr(route, "path", ""), host
-        if (router := getattr(route, "original_router", None)) is not None:
-            inner, path = router.routes, prefix + getattr(route.include_context, "prefix", "")
-        elif not hasattr(route, "endpoint"):
-            inner, name = getattr(route, "routes", None) or [], getattr(route, "host", host)
-        if inner is None:
-            kind = "http" if hasattr(route, "methods") else "websocket"
-            yield _Entry(route, routes, above, (kind, host, _shape(path)))
-        elif all(inner is not seen for seen, _ in above):
-            yield from _walk(inner, path, name, (*above, (routes, route)))
+    def __init__(self, app: Any) -> None:
+        self.entries: list[_Entry] = []
+        self.lists: list[Routes] = []
+        self.owners: list[Any] = [app]
+        routes = getattr(app, "routes", None)
+        if isinstance(routes, list):
+            self._visit(routes, "", "", ())
+
+    def _visit(self, routes: Routes, path: str, host: str, above: tuple[tuple[Routes, Any], ...]) -> None:
+        self.lists.append(routes)
+        for route in routes:
+            inner, below = None, path + getattr(route, "path", "")
+            if (router := getattr(route, "original_router", None)) is not None:  # FastAPI >= 0.137
+                inner, below = router.routes, path + getattr(route.include_context, "prefix", "")
+            elif not hasattr(route, "endpoint"):
+                inner = getattr(route, "routes", None) or []
+            if inner is None:
+                self.entries.append(_Entry(route, routes, above, below, host))
+            elif isinstance(inner, list) and all(inner is not seen for seen, _ in above):
+                self.owners.append(route)
+                self._visit(inner, below, getattr(route, "host", host), (*above, (routes, route)))
 
 
 class Keeper:
-    """Keeps one application's routes free of what a newer declaration replaced.
+    """Keeps an application's routes free of what a newer declaration replaced.
 
-    What stood there when the Lab began is the application's own affair, except for functions of a notebook or
-    script (``__main__``) declared twice in one router: a cell had already run again.
+    What stands there at the beginning is the application's own affair, except for functions of a notebook or
+    script (``__main__``) that are declared twice in one router: there a cell has already run again.
     """
 
     def __init__(self, app: Any) -> None:
         self.app = app
-        self._known: dict[
-            int, Any
-        ] = {}  # routes seen before, by identity; kept alive so that no id is reused
-        self._lists: list[list[Any]] = []
+        self._known: dict[int, Any] = {}  # routes seen before; kept alive, so that no identity is used again
+        self._lists: list[Routes] = []
         self._sizes: list[int] = []
-        self._handlers: list[Any] = []
-        self._open()
+        self._handlers = list(getattr(app, "exception_handlers", {}).values())
+        self._unlock()
         self._settle(first=True)
 
     def refresh(self) -> None:
-        """Bring the routes up to date; about a microsecond when nothing was declared since."""
-        if [len(routes) for routes in self._lists] != self._sizes:
+        """Bring the routes up to date; about a microsecond when nothing was declared meanwhile."""
+        if list(map(len, self._lists)) != self._sizes:
             self._settle()
         handlers = getattr(self.app, "exception_handlers", None)
         if handlers is not None and list(handlers.values()) != self._handlers:
             self._handlers = list(handlers.values())
             self.app.middleware_stack = None  # Starlette reads the handlers only when it builds this
 
-    def _open(self) -> None:
+    def _unlock(self) -> None:
         """Let ``app.add_middleware`` work after the start, where Starlette raises."""
-        if not hasattr(self.app, "add_middleware") or not hasattr(self.app, "middleware_stack"):
-            return
-        app, add = self.app, self.app.add_middleware
+        app = self.app
+        if hasattr(app, "add_middleware") and hasattr(app, "middleware_stack"):
+            add = app.add_middleware
 
-        def add_middleware(*args: Any, **options: Any) -> None:
-            app.middleware_stack = None
-            add(*args, **options)
+            def add_middleware(*args: Any, **options: Any) -> None:
+                app.middleware_stack = None
+                add(*args, **options)
 
-        app.add_middleware = add_middleware
-        self._handlers = list(getattr(app, "exception_handlers", {}).values())
+            app.add_middleware = add_middleware
 
     def close(self) -> None:
-        """Give the application back its own ``add_middleware``."""
-        vars(self.app).pop("add_middleware", None) if hasattr(self.app, "__dict__") else None
+        """Give the application its own ``add_middleware`` back."""
+        getattr(self.app, "__dict__", {}).pop("add_middleware", None)
 
     def _settle(self, first: bool = False) -> None:
-        routes = getattr(self.app, "routes", None)
-        if not isinstance(routes, list):
-            return
-        entries = list(_walk(routes))
-        fresh = [e for e in entries if (not first or _typed_in(e.route)) and id(e.route) not in self._known]
+        seen = _Map(self.app)
+        fresh = [e for e in seen.entries if id(e.route) not in self._known and (_typed(e.route) or not first)]
         changed = False
-        for new in reversed(fresh):  # the last one first: of two that are new the later wins
-            if new.route in new.siblings:
-                for old in entries:
-                    changed |= old.route in old.siblings and self._replace(old, new, first)
-        entries = list(_walk(routes))
-        self._known = {id(e.route): e.route for e in entries}
-        self._lists = [routes, *_lists_below(routes)]
-        self._sizes = [len(one) for one in self._lists]
+        for new in reversed(fresh):  # of two that are new the later wins
+            for old in seen.entries:
+                if new.route in new.siblings and old.route in old.siblings and old.key == new.key:
+                    changed |= self._replace(old, new, seen, first)
         if changed:
-            self._forget(entries)
+            _forget(seen.owners)
+            seen = _Map(self.app)
+        self._known = {id(entry.route): entry.route for entry in seen.entries}
+        self._lists, self._sizes = seen.lists, list(map(len, seen.lists))
 
-    def _replace(self, old: _Entry, new: _Entry, first: bool) -> bool:
+    def _replace(self, old: _Entry, new: _Entry, seen: _Map, first: bool) -> bool:
         """Take away from ``old`` what ``new`` answers to; whether there was anything."""
-        if old.route is new.route or old.key != new.key or not (shared := old.methods & new.methods):
-            return False
+        shared = old.methods & new.methods
         together = old.siblings is new.siblings
-        if first and not (together and _typed_in(old.route)):
+        if old.route is new.route or not shared or (first and not (together and _typed(old.route))):
             return False
         if together and old.siblings.index(old.route) > new.siblings.index(new.route):
             return False
         if not together and id(old.route) not in self._known:
-            return False  # both are new, in different routers: which is newer cannot be told
-        # Ahead of what it replaces, or of the router through which that is reached.
-        anchor = next((entry for routes, entry in old.above if routes is new.siblings), None)
-        anchor = old.route if together else anchor
-        if anchor is not None and new.siblings.index(anchor) < new.siblings.index(new.route):
+            return False  # both are new, in different routers: which is the newer cannot be told
+        # Stand ahead of what is replaced, or of the router through which that is reached.
+        way = next((owner for routes, owner in old.above if routes is new.siblings), None)
+        anchor = old.route if together else way
+        if anchor is not None:
             new.siblings.remove(new.route)
             new.siblings.insert(new.siblings.index(anchor), new.route)
         if left := old.methods - shared - {"HEAD"}:
             old.route.methods = set(left)
-        elif together or not self._shared(old.siblings):
-            old.siblings.remove(old.route)
+        elif sum(routes is old.siblings for routes in seen.lists) == 1 or together:
+            old.siblings.remove(old.route)  # not from a router included twice: its other path goes on
         return True
 
-    def _shared(self, siblings: list[Any]) -> bool:
-        """Whether these routes are reached by more than one way (a router included twice)."""
-        return sum(e.siblings is siblings and e.route is siblings[0] for e in _walk(self.app.routes)) > 1
 
-    def _forget(self, entries: list[_Entry]) -> None:
-        """Clear what FastAPI remembers of the old routes: compiled routers and the OpenAPI document."""
-        owners = [self.app, *(owner for entry in entries for _, owner in entry.above)]
-        for owner in {id(owner): owner for owner in owners}.values():
-            inner = getattr(owner, "app", None)
-            for one in (owner, inner, *(getattr(x, "router", None) for x in (owner, inner))):
-                if hasattr(one, "openapi_schema"):
-                    one.openapi_schema = None
-            for router in (getattr(owner, "original_router", None), getattr(owner, "router", None)):
-                if hasattr(router, "_mark_routes_changed"):
-                    router._mark_routes_changed()
-
-
-def _typed_in(route: Any) -> bool:
+def _typed(route: Any) -> bool:
     return getattr(getattr(route, "endpoint", None), "__module__", None) == "__main__"
 
 
-def _lists_below(routes: list[Any]) -> list[list[Any]]:
-    """The lists of included routers and mounts, empty ones included, each once."""
-    found: dict[int, list[Any]] = {}
-    todo = [routes]
-    while todo:
-        for route in todo.pop():
-            router = getattr(route, "original_router", None)
-            inner = router.routes if router is not None else getattr(route, "routes", None)
-            if isinstance(inner, list) and id(inner) not in found:
-                found[id(inner)] = inner
-                todo.append(inner)
-    return list(found.values())
-
-
-def paths(app: Any) -> list[str]:
-    """The paths that an application answers to over HTTP, parameters as they are written."""
-    routes = getattr(app, "routes", None)
-    if not isinstance(routes, list):
-        return []
-    found = []
-    for entry in _walk(routes):
-        if entry.key[0] == "http":
-            prefix = "".join(
-                getattr(getattr(owner, "include_context", owner), "prefix", getattr(owner, "path", ""))
-                for _, owner in entry.above
-            )
-            found.append(prefix + entry.route.path)
-    return list(dict.fromkeys(found))
+def _forget(owners: list[Any]) -> None:
+    """Clear what FastAPI remembers of the former routes: compiled routers and the OpenAPI document."""
+    for owner in owners:
+        for app in (owner, getattr(owner, "app", None)):
+            if hasattr(app, "openapi_schema"):
+                app.openapi_schema = None
+            for router in (getattr(app, "router", None), getattr(app, "original_router", None)):
+                if (mark := getattr(router, "_mark_routes_changed", None)) is not None:
+                    mark()
 
 
 def suggest(app: Any, path: str) -> str:
     """A sentence with the known paths nearest to one that is not known; empty if there is none."""
-    known = paths(app)
+    known = list(dict.fromkeys(e.path for e in _Map(app).entries if hasattr(e.route, "methods")))
     near = get_close_matches(path, known, 3, 0.5) or known[:3]
     return say("core.unknown_path", path=path, known=", ".join(near)) if near else ""

@@ -135,18 +135,16 @@ def _progress() -> Callable[[int, int], None]:
 
     def in_notebook(done: int, total: int) -> None:
         nonlocal handle
-        from IPython.display import ProgressBar  # noqa: F401
-        from IPython.display import HTML, display
-
         part = done / total if total else 1.0
-        page = HTML(
+        page = (
             f'<label style="font-size:13px">{say("core.preparing", part=part)} '
             f'<progress value="{part:.3f}" max="1"></progress></label>'
         )
+        bundle = {"text/html": page, "text/plain": say("core.preparing", part=part)}
         if handle is None:
-            handle = display(page, display_id=True)
+            handle = ipython.display.display(bundle, raw=True, display_id=True)  # type: ignore[union-attr]
         else:
-            handle.update(page)
+            handle.update(bundle, raw=True)
 
     def in_terminal(done: int, total: int) -> None:
         part = done / total if total else 1.0

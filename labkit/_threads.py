@@ -9,11 +9,11 @@ from contextvars import Context
 from types import FrameType
 from typing import Any
 
-from labkit._frames import place, user_site
+from labkit._frames import is_user_frame, place, user_site
 
 
 class Stopped(BaseException):
-    """Thrown into a thread that ran past its limit. Not an Exception: the learner's ``except`` lets it pass."""
+    """Thrown into a thread that ran past its limit. Not an Exception, so that ``except`` lets it pass."""
 
 
 def stop(thread: int) -> None:
@@ -25,7 +25,7 @@ def stop(thread: int) -> None:
 
 
 def workers(mine: Callable[[Context], bool]) -> list[int]:
-    """The threads of anyio's pool (FastAPI's plain ``def`` endpoints) that work in a context that is ``mine``."""
+    """The threads of anyio's pool (where plain ``def`` endpoints run) that work in a context of ``mine``."""
     found = []
     for thread, frame in sys._current_frames().items():
         here: FrameType | None = frame
@@ -50,12 +50,12 @@ def at_task(task: Any) -> str:
     """The user's line that a suspended task waits in, or an empty string."""
     step, found = task.get_coro(), ""
     while step is not None:
-        frame = next(
-            (f for name in ("cr_frame", "ag_frame", "gi_frame") if (f := getattr(step, name, None))), None
-        )
-        if frame is not None and (site := user_site(frame=frame)) and site.file == frame.f_code.co_filename:
+        frame = _first(step, "cr_frame", "ag_frame", "gi_frame")
+        if frame is not None and is_user_frame(frame.f_code.co_filename, frame.f_globals.get("__name__")):
             found = place(frame)
-        step = next(
-            (s for name in ("cr_await", "ag_await", "gi_yieldfrom") if (s := getattr(step, name, None))), None
-        )
+        step = _first(step, "cr_await", "ag_await", "gi_yieldfrom")
     return found
+
+
+def _first(thing: Any, *names: str) -> Any:
+    return next((value for name in names if (value := getattr(thing, name, None)) is not None), None)

@@ -1,7 +1,7 @@
 """Talk to an ASGI application directly: no server, no socket, no client library in between.
 
 ``call`` makes one request and returns a ``Reply``; ``Lifespan`` runs the application's start and end;
-``load_app`` finds an application by its name. Everything here runs inside an event loop that somebody else owns.
+``load_app`` finds an application by its name. All of it runs inside an event loop that somebody else owns.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ __all__ = ["Lifespan", "Reply", "call", "load_app"]
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Params = Mapping[str, Any] | Iterable[tuple[str, Any]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 # The same as uvicorn says of itself, so that an application takes the same paths here as there.
@@ -76,7 +77,7 @@ async def call(
     method: str,
     path: str,
     *,
-    params: Mapping[str, Any] | Iterable[tuple[str, Any]] | None = None,
+    params: Params | None = None,
     headers: Mapping[str, str] | None = None,
     json: Any = _NOTHING,
     body: bytes | str = b"",
@@ -156,8 +157,10 @@ async def call(
         Exception,
         SystemExit,
         KeyboardInterrupt,
-    ) as raised:  # also those: they are the endpoint's, not ours
-        error = explain(raised)
+    ) as raised:
+        error = explain(
+            raised
+        )  # an endpoint's sys.exit() as well: it asks this process, which is not its own
         finish = finish or perf_counter()
     else:
         if not finish:

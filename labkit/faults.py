@@ -1,8 +1,9 @@
-"""What can be made worse on purpose: for now the way to the database, by a round trip added to every statement.
+"""What can be made worse on purpose: for now the way to the database, by a round trip a statement.
 
-A database in the same process answers in microseconds, so that a thousand statements cost next to nothing; over a
-network each pays a round trip. The listeners below stand on SQLAlchemy's ``Engine`` class, work for every engine,
-sync and async, and act only inside a Lab's request. They also hold SQL to the request's time limit.
+A database in the same process answers in microseconds, so that a thousand statements cost next to nothing; over
+a network each pays a round trip. The listeners below stand on SQLAlchemy's ``Engine`` class, work for every
+engine, sync and async, and act only inside a Lab's request. They also count its statements, and hold them to
+its time limit.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ class RoundTrip:
 
     @property
     def ms(self) -> float:
-        """Milliseconds in force, for a report to show; 0 when no database has been asked yet and none was chosen."""
+        """Milliseconds in force, for a report to show; 0 if none was chosen and no database was asked yet."""
         return max(map(self.added, self.seen), default=self.chosen or 0.0)
 
 
-class latency:  # noqa: N801  (reads as a function: lab.latency(5), with lab.latency(5))
+class latency:
     """Sets a round trip at once; as a context manager it brings the former one back.
 
     Args:
@@ -76,7 +77,7 @@ class latency:  # noqa: N801  (reads as a function: lab.latency(5), with lab.lat
 class Request(Flight):
     """A request under way: knows its round trip, and the connections on which its SQL can be interrupted."""
 
-    __slots__ = ("connections", "statement", "trip")
+    __slots__ = ("_count", "connections", "statement", "trip")
 
     def __init__(
         self, label: str, limit: float, task: asyncio.Task[Any] | None, parent: Flight | None, trip: RoundTrip
@@ -85,6 +86,11 @@ class Request(Flight):
         self.trip = trip
         self.connections: list[tuple[dict[str, Any], Any]] = []
         self.statement = ""
+        self._count = 0
+
+    def statements(self) -> int:
+        """How many statements it has run."""
+        return self._count
 
     def interrupt(self) -> bool:
         """Stop its statements, wherever they run; whether one was running."""
@@ -108,6 +114,7 @@ def _before(connection: Any, cursor: Any, statement: str, values: Any, context: 
     if flight.__class__ is not Request:
         return
     assert isinstance(flight, Request)
+    flight._count += 1
     if time.monotonic() > flight.deadline:
         flight.ending = "statement"
         raise flight.timeout()

@@ -6,21 +6,21 @@
     lab.compare("/slow", "/fast")    # the same answer? how many times faster?
     lab.close()
 
-The application runs in this process, in an event loop that has a thread of its own, so that every call here is a
-plain synchronous one and works in a cell, a script and a test alike. There is no server in between.
+The application runs in this process, in an event loop that has a thread of its own, so that every call here is
+a plain synchronous one and works in a cell, a script and a test alike. There is no server in between.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from labkit import _apps, _supplies, asgi, faults
-from labkit._client import OPTIONS, Client
+from labkit._client import Client
 from labkit._loop import LoopThread
 from labkit._routes import Keeper
 from labkit._text import say
@@ -42,7 +42,7 @@ T = TypeVar("T")
 
 
 class Lab:
-    """Runs an ASGI application and measures it. A context manager; also closed when collected and at exit.
+    """Runs an ASGI application and measures it. A context manager; closed at the latest at the exit.
 
     Args:
         app: the application, or ``"package.module:attribute"``.
@@ -80,16 +80,15 @@ class Lab:
             supplies = opened.enter_context(_supplies.Supplies(work))
             if isinstance(app, str):
                 supplies.announce(database_url, redis, postgres)
-                app = asgi.load_app(app)
+                self.app: ASGIApp = asgi.load_app(app)
             else:
-                app = _apps.check_app(app, type(app).__name__)
-            supplies.give(app, database_url, redis, postgres)
-            self.app: ASGIApp = app
+                self.app = _apps.check_app(app, type(app).__name__)
+            supplies.give(self.app, database_url, redis, postgres)
             self._supplies = supplies
-            self._routes = Keeper(app)
+            self._routes = Keeper(self.app)
             opened.callback(self._routes.close)
-            self._client = Client(app, time_limit, trip)
-            self._loop = LoopThread(_setup(app, self._client), limit=time_limit)
+            self._client = Client(self.app, time_limit, trip)
+            self._loop = LoopThread(self._client.live, limit=time_limit)
             opened.callback(self._loop.close)
             self._loop.start()
             self._finalizer = weakref.finalize(self, opened.pop_all().close)
@@ -108,7 +107,7 @@ class Lab:
             RequestTimeout: if it takes longer than the time limit; the Lab stays usable.
             RequestError: if the path or an option is unusable, or the Lab is closed.
         """
-        _known(options)
+        self._client.check(options)
         self._routes.refresh()
         return self._loop.run(lambda: self._client.call(method, path, **options), None, f"{method} {path}")
 
@@ -150,7 +149,7 @@ class Lab:
 
         async def work(client: Client) -> QueryReport:
             with record() as recorder:
-                reply = _usable(await client.call(method, path, **_known(options)))
+                reply = await client.measured(method, path, **options)
             return recorder.report(reply.label, elapsed=reply.elapsed, latency_ms=client.trip.ms)
 
         return self.run(work)
@@ -287,34 +286,8 @@ class Lab:
 
         async def work(client: Client) -> T:
             async def make() -> Reply:
-                return _usable(await client.call(method, path, **_known(options)))
+                return await client.measured(method, path, **options)
 
             return await tool(make)
 
         return self.run(work)
-
-
-def _setup(app: ASGIApp, client: Client) -> Callable[[], Any]:
-    """What surrounds the requests in the loop. Knows nothing of the Lab, which must be free to be collected."""
-
-    @asynccontextmanager
-    async def setup(flights: set[Any]) -> AsyncIterator[None]:
-        async with asgi.Lifespan(app) as lifespan:
-            client.state, client.flights = lifespan.state, flights
-            yield
-
-    return setup
-
-
-def _known(options: dict[str, Any]) -> dict[str, Any]:
-    if unknown := options.keys() - OPTIONS:
-        raise RequestError(say("core.bad_option", names=", ".join(sorted(unknown)), known=", ".join(OPTIONS)))
-    return options
-
-
-def _usable(reply: Reply) -> Reply:
-    """A reply worth measuring: not of an endpoint that raised, nor of a path that is not there."""
-    if reply.error or reply.note:
-        text = say("core.failed_request", label=reply.label, status=reply.status)
-        raise RequestError("\n".join(filter(None, (text, reply.error, reply.note))))
-    return reply
