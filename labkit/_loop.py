@@ -2,8 +2,8 @@
 
 The thread that calls is also the guard. While it waits it looks at the clock of everything under way; what is
 over its limit is stopped by ever stronger means: its SQL is interrupted, its worker thread or its task is
-stopped, the loop's own thread gets an exception thrown in. A loop that does not come back even then is abandoned,
-and the next call starts another.
+stopped, the loop's own thread gets an exception thrown in. A loop that does not come back even then is
+abandoned, and the next call starts another.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ class LoopThread:
     """Runs coroutines in a loop of its own for threads that wait for them.
 
     Args:
-        setup: makes the context that surrounds everything (an application's lifespan), from the set of flights;
-            entered in the loop, and entered anew whenever the loop had to be replaced.
+        setup: makes the context that surrounds everything (an application's lifespan) and is handed the set
+            of
+            flights; entered in the loop, and entered anew whenever the loop had to be replaced.
         limit: seconds that the start and the end of that context may take.
         name: of the thread.
     """

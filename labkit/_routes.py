@@ -1,8 +1,8 @@
 """Let a cell that runs again replace its endpoint, where FastAPI would go on answering with the first.
 
-Routes are compared by what they answer to: kind, host, the shape of the path (``/users/{id}`` is the same shape as
-``/users/{user_id}``, ``/users/me`` is another) and the methods. The newest takes the place of the one that it
-replaces, so that ``/users/me`` stays ahead of ``/users/{id}``.
+Routes are compared by what they answer to: kind, host, the shape of the path (``/users/{id}`` is the same
+shape as ``/users/{user_id}``, ``/users/me`` is another) and the methods. The newest takes the place of the
+one that it replaces, so that ``/users/me`` stays ahead of ``/users/{id}``.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ def _forget(owners: list[Any]) -> None:
     """Clear what FastAPI remembers of the former routes: compiled routers and the OpenAPI document."""
     for owner in owners:
         for app in (owner, getattr(owner, "app", None)):
-            if hasattr(app, "openapi_schema"):
+            if app is not None and hasattr(app, "openapi_schema"):
                 app.openapi_schema = None
             for router in (getattr(app, "router", None), getattr(app, "original_router", None)):
                 if (mark := getattr(router, "_mark_routes_changed", None)) is not None:

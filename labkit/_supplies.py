@@ -1,8 +1,8 @@
 """What a Lab gives its application before it starts: a Redis, a PostgreSQL, its addresses, its data.
 
-An application asks by leaving a place empty: ``app.state.redis_url`` or ``app.state.database_url`` is None. One that
-is named by a string and reads the environment gets ``REDIS_URL`` and ``DATABASE_URL`` before it is imported. An
-``app.state.prepare(progress)`` is called to write the data, with a progress bar.
+An application asks by leaving a place empty: ``app.state.redis_url`` or ``app.state.database_url`` is None.
+One that is named by a string and reads the environment gets ``REDIS_URL`` and ``DATABASE_URL`` before it is
+imported. An ``app.state.prepare(progress)`` is called to write the data, with a progress bar.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Supplies:
         return url
 
     def database_url(self, url: str | None, postgres: bool) -> str | None:
-        """The address that was given, of a PostgreSQL started now, or set in the environment; None if none is."""
+        """The address that was given, else of a PostgreSQL started now, else ``DATABASE_URL``, else None."""
         if url is None and postgres:
             if self.postgres is None:
                 from labkit.services.postgres import start

@@ -1,9 +1,9 @@
 """What can be made worse on purpose: for now the way to the database, by a round trip a statement.
 
-A database in the same process answers in microseconds, so that a thousand statements cost next to nothing; over
-a network each pays a round trip. The listeners below stand on SQLAlchemy's ``Engine`` class, work for every
-engine, sync and async, and act only inside a Lab's request. They also count its statements, and hold them to
-its time limit.
+A database in the same process answers in microseconds, so that a thousand statements cost next to nothing;
+over a network each pays a round trip. The listeners below stand on SQLAlchemy's ``Engine`` class, work for
+every engine, sync and async, and act only inside a Lab's request. They also count its statements, and hold
+them to its time limit.
 """
 
 from __future__ import annotations

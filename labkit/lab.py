@@ -6,8 +6,8 @@
     lab.compare("/slow", "/fast")    # the same answer? how many times faster?
     lab.close()
 
-The application runs in this process, in an event loop that has a thread of its own, so that every call here is
-a plain synchronous one and works in a cell, a script and a test alike. There is no server in between.
+The application runs in this process, in an event loop that has a thread of its own, so that every call here
+is a plain synchronous one and works in a cell, a script and a test alike. There is no server in between.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Lab:
 
     Args:
         app: the application, or ``"package.module:attribute"``.
-        database_url: SQLAlchemy URL for an application that asks for one (``app.state.database_url`` is None).
+        database_url: SQLAlchemy URL, for an application that asks (``app.state.database_url`` is None).
         redis: True starts a Redis, a URL names one, False gives none; by default one is started if the
             application asks (``app.state.redis_url`` is None).
         postgres: start a PostgreSQL and use that.
@@ -144,13 +144,13 @@ class Lab:
     # Measurements
 
     def queries(self, path: str, method: str = "GET", **options: Any) -> QueryReport:
-        """Every SQL statement of one request, with the line that ran it, and what is wrong with them (N+1)."""
+        """Every SQL statement of one request, the line that ran it, and what is wrong with them (N+1)."""
         from labkit.profiling.queries import record
 
         async def work(client: Client) -> QueryReport:
             with record() as recorder:
                 reply = await client.measured(method, path, **options)
-            return recorder.report(reply.label, elapsed=reply.elapsed, latency_ms=client.trip.ms)
+            return recorder.report(path, elapsed=reply.elapsed, latency_ms=client.trip.ms)
 
         return self.run(work)
 
@@ -163,7 +163,7 @@ class Lab:
     def lines(
         self, path: str, *functions: Callable[..., Any], method: str = "GET", **options: Any
     ) -> LineReport:
-        """How often each line of these functions ran in one request and how long it took; default: the endpoint."""
+        """How often each line of these functions (default: the endpoint) ran, and how long it took."""
         from labkit.profiling.lines import lines_of
 
         return self._measure(lambda make: lines_of(functions, make), path, method, options)
@@ -171,7 +171,7 @@ class Lab:
     def memory(
         self, path: str, *functions: Callable[..., Any], method: str = "GET", **options: Any
     ) -> MemoryReport:
-        """How much memory each line of these functions took in one request; default: the endpoint."""
+        """How much memory each line of these functions (default: the endpoint) took."""
         from labkit.profiling.memory import memory_of
 
         return self._measure(lambda make: memory_of(functions, make), path, method, options)
@@ -200,7 +200,7 @@ class Lab:
         return explain(self.engine, statement, parameters)
 
     def sample(self, path: str, seconds: float = 3.0) -> SampleReport:
-        """Where the time goes while uvicorn serves the application under load, sampled by py-spy from outside."""
+        """Where time goes while uvicorn serves the application under load, seen from outside by py-spy."""
         from labkit.profiling.sampling import sample
 
         factory = getattr(getattr(self.app, "state", None), "factory", None)
@@ -213,7 +213,7 @@ class Lab:
     # What it runs on
 
     def latency(self, ms: float | None) -> faults.latency:
-        """Set the simulated round trip of each SQL statement, at once; ``with lab.latency(5):`` restores it after.
+        """Set the simulated round trip of each SQL statement, at once; ``with lab.latency(5):`` sets it back.
 
         Args:
             ms: milliseconds; 0 for none, None for the default (0.5 on SQLite).
