@@ -321,7 +321,7 @@ def profile_endpoint(
     return wrapper
 
 
-async def profile_async(make: Callable[[], Awaitable[object]], *, label: str = "") -> Profile:
+async def profile_async(make: Callable[[], Awaitable[Any]], *, label: str = "") -> Profile:
     """Profile one request of an application; ``make`` sends it and is called three times, in the loop of the app.
 
     The first request fills the table of calls (of the endpoint: what FastAPI does around it is in the picture),
@@ -329,18 +329,19 @@ async def profile_async(make: Callable[[], Awaitable[object]], *, label: str = "
 
     Args:
         make: sends the request through FastAPI in this process.
-        label: what to call it.
+        label: what to call it; default: the label of what ``make`` returns.
 
     Raises:
         Exception: whatever ``make`` raises.
     """
     tracers: list[_Tracer] = []
     with _endpoints.around(lambda call: _endpoints.enclose(call, _Tracer, tracers.append)):
-        await make()
+        reply = await make()
     samples = await _sampled(make)
     began = perf_counter()
     await make()
     wall = perf_counter() - began
+    label = label or getattr(reply, "label", "")
     seen = tracers[0].profile(label) if tracers else Profile(label, 0.0)
     return Profile(label, wall, seen.seen, seen.waiting, seen.complete, samples)
 
@@ -365,7 +366,7 @@ class _Sampler:
             self.stacks.append(([_CALLER, *stack[inside:]], seconds))
 
 
-async def _sampled(make: Callable[[], Awaitable[object]]) -> tuple[Stack, ...]:
+async def _sampled(make: Callable[[], Awaitable[Any]]) -> tuple[Stack, ...]:
     seen: list[_Sampler] = []
     profiler, stacks, began = Profiler(async_mode="enabled"), list[Stack](), perf_counter()
     with _endpoints.around(lambda call: _endpoints.enclose(call, lambda: _Sampler(call), seen.append)):
