@@ -9,8 +9,10 @@ from fastapi import Request
 from sqlalchemy import URL, Engine
 from sqlalchemy.orm import Session
 
+from labkit._text import say
 from labkit.blog.engines import usable_url
 from labkit.blog.loading import Progress, load_postgresql, load_sqlite
+from labkit.errors import AppError
 
 
 async def get_db(request: Request) -> AsyncIterator[Session]:
@@ -18,7 +20,12 @@ async def get_db(request: Request) -> AsyncIterator[Session]:
 
     An asynchronous generator although nothing is awaited: FastAPI runs a plain one in a thread, which costs
     a request five times as much.
+
+    Raises:
+        AppError: if the application's lifespan is not running, which opens the database.
     """
+    if request.app.state.session_factory is None:
+        raise AppError(say("blog.not_started"))
     with request.app.state.session_factory() as session:
         yield session
 

@@ -195,10 +195,12 @@ def _replies(rng: np.random.Generator, written: Integers) -> Integers:
     chances = 0.6**delay * _WEEK[(np.arange(7)[:, None] + delay) % 7]
     cumulative = np.cumsum(chances, axis=1)
     day = written // _DAY
-    table = (cumulative / cumulative[:, -1:])[(JOINED.weekday() + day) % 7, :-1]
-    late = (rng.random(len(written))[:, None] >= table).sum(axis=1)
-    moment = (day + late) * _DAY + _second_of_day(rng, len(written))
-    return np.where(moment <= written, moment + _DAY, moment)
+    weekday, chance = (JOINED.weekday() + day) % 7, rng.random(len(written))
+    # One delay after another: a table of all of them would take 100 MB at the largest scale.
+    late = sum(chance >= (limit / cumulative[:, -1])[weekday] for limit in cumulative[:, :-1].T)
+    moment: Integers = (day + late) * _DAY + _second_of_day(rng, len(written))
+    moment[moment <= written] += _DAY
+    return moment
 
 
 def _namesakes(names: Integers) -> Integers:

@@ -56,8 +56,8 @@ def body(language: str, topic: int, draw: int) -> str:
 
 
 def comment(language: str, draw: int) -> str:
-    """A reader's remarks: one to three."""
-    return _some(_words()["comments"][language], draw // 3, 1 + draw % 3)
+    """A reader's remark."""
+    return _pick(_words()["comments"][language], draw)
 
 
 def _some(sentences: Sequence[str], first: int, count: int) -> str:
