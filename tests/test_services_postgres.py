@@ -249,6 +249,7 @@ PARENT = """
         print(server.pid, server._process._state.guard.pid, server.socket, flush=True)
         time.sleep(60)
     except KeyboardInterrupt:
+        time.sleep(0.3)  # time to end for whom the signal reached
         answer = server.alive if "frozen" in sys.argv else connection.execute("SELECT true").fetchone()[0]
         print(answer, flush=True)
         time.sleep(60)
@@ -267,6 +268,9 @@ def test_it_survives_an_interrupt_and_not_the_death_of_its_parent(how: str) -> N
             os.killpg(parent.pid, signal.SIGINT)
             assert parent.stdout.readline().strip() == "True"
             os.kill(parent.pid, signal.SIGKILL)
-            wait_until(lambda: all(map(gone, [*family, int(guard)])) and not Path(home).exists())
+            wait_until(
+                lambda: all(map(gone, [*family, int(guard)])) and not Path(home).exists(),
+                seconds=8.0,  # by its own will: SIGKILL would come after ten
+            )
         finally:
             parent.kill()

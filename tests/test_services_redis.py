@@ -290,6 +290,7 @@ PARENT = """
         time.sleep(60)
     except KeyboardInterrupt:
         import redis as client
+        time.sleep(0.3)  # time to end for whom the signal reached
         print(client.Redis.from_url(server.url).ping(), server.alive, flush=True)
         time.sleep(60)
 """

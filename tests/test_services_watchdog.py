@@ -49,7 +49,8 @@ def python(code: str) -> Iterator[subprocess.Popen[str]]:
         try:
             yield child
         finally:
-            child.kill()
+            if child.returncode is None:  # not reaped: the number is still its own
+                os.killpg(child.pid, signal.SIGKILL)
 
 
 PARENT = """
@@ -81,7 +82,7 @@ def facts(parent: subprocess.Popen[str]) -> tuple[int, int, Path]:
         # started by a thread that has ended since: its end is not the parent's
         "t = threading.Thread(target=process.run, args=(['/bin/sleep', '600'],)); t.start(); t.join()",
         # a fork keeps the pipe open: the watchdog must not wait for it
-        "import os; os.fork() or (time.sleep(3), os._exit(0))",
+        "import os; os.fork() or (time.sleep(60), os._exit(0))",
     ],
     ids=["plain", "frozen", "many threads", "from a thread", "pipe held by a fork"],
 )
@@ -155,6 +156,7 @@ def test_an_interrupt_of_our_group_does_not_reach_the_child() -> None:
                 print("ready", flush=True)
                 time.sleep(60)
             except KeyboardInterrupt:
+                time.sleep(0.2)  # time to die for whom the signal reached
                 guard = process._state.guard.poll()
                 print(process.alive, guard, flush=True)
     """
@@ -205,19 +207,22 @@ def test_a_process_that_is_forgotten_ends(tmp_path: Path) -> None:
     assert gone(pid)
 
 
-def test_a_fork_of_us_does_not_end_our_child(tmp_path: Path) -> None:
-    code = """
-        import os, sys
-        from pathlib import Path
-        from labkit.services import watchdog
-        process = watchdog.spawn(["/bin/sleep", "600"], log=Path("/dev/null"))
-        if os.fork() == 0:
+def test_a_fork_of_us_neither_ends_our_child_nor_releases_it() -> None:
+    fork = """
+        import os
+        fork = os.fork()
+        if fork == 0:
+            process.poll()
             sys.exit()  # runs the exit functions, unlike os._exit
-        os.wait()
-        print(process.alive)
+        os.waitpid(fork, 0)
     """
-    with python(code) as parent:
-        assert parent.communicate(timeout=20)[0].strip() == "True"
+    more = textwrap.dedent(fork).replace("\n", "\n    ")
+    with python(PARENT.format(more=more)) as parent:
+        pid, guard, home = facts(parent)
+        time.sleep(0.2)  # time to end for whom the fork has told to
+        assert not gone(pid) and not gone(guard) and home.is_dir()
+        os.kill(parent.pid, signal.SIGKILL)
+        wait_until(lambda: gone(pid) and gone(guard) and not home.exists())
 
 
 def test_a_lost_watchdog_does_not_keep_the_child_alive(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ class PostgresServer:
         self._process.stop()
 
     def _free_memory(self) -> None:
-        """Give back the bytes of System V memory that a killed server leaves: macOS has room for 32 pieces."""
+        """Give back the bytes of System V memory that a killed server leaves: macOS has room for 32."""
         lines = self._state_lines()
         if len(lines) >= 7 and lines[0].strip() == str(self.pid):
             with contextlib.suppress(OSError):

@@ -75,6 +75,8 @@ class _State:
 
     def tell(self, word: str | int) -> None:
         """Write a line to the watchdog; one that was lost hears nothing, and ``_close`` does its work."""
+        if os.getpid() != self.owner:  # a fork of us sees no children, and must not say that they have ended
+            return
         assert self.guard.stdin is not None
         try:
             self.guard.stdin.write(f"{word}\n".encode())
