@@ -22,6 +22,8 @@ def check_app(app: Any, name: str) -> Any:
     """
     if not callable(app):
         raise AppError(say("core.not_an_app", name=name, kind=type(app).__name__))
+    if isinstance(app, type):
+        raise AppError(say("core.app_class", name=name))
     try:
         signature = inspect.signature(app)
     except (TypeError, ValueError):
@@ -29,11 +31,10 @@ def check_app(app: Any, name: str) -> Any:
     try:
         signature.bind({}, None, None)
     except TypeError:
-        needed = [p for p in signature.parameters.values() if p.default is p.empty and p.kind < 2]
-        key = "core.factory" if not needed and not isinstance(app, type) else "core.not_asgi"
-        raise AppError(say(key, name=name, signature=str(signature))) from None
-    if isinstance(app, type):
-        raise AppError(say("core.app_class", name=name))
+        needed = [
+            p for p in signature.parameters.values() if p.default is p.empty and p.kind < p.VAR_POSITIONAL
+        ]
+        raise AppError(say("core.not_asgi" if needed else "core.factory", name=name)) from None
     return app
 
 

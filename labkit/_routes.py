@@ -131,7 +131,7 @@ class Keeper:
         together = old.siblings is new.siblings
         if old.route is new.route or not shared or (first and not (together and _typed(old.route))):
             return False
-        if together and old.siblings.index(old.route) > new.siblings.index(new.route):
+        if together and seen.entries.index(old) > seen.entries.index(new):
             return False
         if not together and id(old.route) not in self._known:
             return False  # both are new, in different routers: which is the newer cannot be told

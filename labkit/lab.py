@@ -145,12 +145,14 @@ class Lab:
 
     def queries(self, path: str, method: str = "GET", **options: Any) -> QueryReport:
         """Every SQL statement of one request, the line that ran it, and what is wrong with them (N+1)."""
+        from labkit.profiling._endpoints import around
         from labkit.profiling.queries import record
 
         async def work(client: Client) -> QueryReport:
-            with record() as recorder:
+            reached: list[Callable[..., Any]] = [_nothing]
+            with around(lambda endpoint: reached.append(endpoint) or endpoint), record() as recorder:
                 reply = await client.measured(method, path, **options)
-            return recorder.report(path, elapsed=reply.elapsed, latency_ms=client.trip.ms)
+            return recorder.report(path, reply.elapsed, client.trip.ms, reached[-1])
 
         return self.run(work)
 
