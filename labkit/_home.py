@@ -155,8 +155,10 @@ class Home:
         return busy or next(filter(None, map(at_task, asyncio.all_tasks(self.loop))), "")
 
     def leave(self, within: float) -> bool:
-        """End the context and the thread; whether both did."""
+        """End the context and the thread; whether both did in time. From inside it only asks."""
         self.post(self._leave.set)
+        if threading.current_thread() is self.thread:
+            return True
         self.thread.join(within)
         return not self.thread.is_alive()
 

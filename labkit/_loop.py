@@ -162,22 +162,22 @@ class LoopThread:
                 family = [job, *(flight for flight in tuple(home.flights) if flight.parent is job)]
                 self._guard(home, tuple(home.flights))
                 late = next((flight for flight in family if flight.stage >= GIVEN_UP), None)
-                if home.lost:
-                    late = max(family, key=lambda flight: flight.stage)
+                if home.lost and (late := max(family, key=lambda flight: flight.stage)).stage:
                     late.ending = "replaced"
-                if late is not None:
+                if late is not None and late.stage:
                     raise late.timeout() from None
-                if not home.thread.is_alive() and box.empty():
+                if home.lost or (not home.thread.is_alive() and box.empty()):
                     raise RequestError(say("core.closed_meanwhile", label=job.label)) from None
 
     def _guard(self, home: Home, flights: Iterable[Flight]) -> None:
         """Press on what is over its limit."""
         for flight in flights:
-            now = monotonic()
-            if now > flight.deadline and now > flight.pressed + GRACE and not home.lost:
-                home.press(flight)
-        if home.lost:
-            self._drop(home)
+            with self._lock:
+                now = monotonic()
+                if now > flight.deadline and now > flight.pressed + GRACE and not home.lost:
+                    home.press(flight)
+                if home.lost:
+                    self._drop(home)
 
     def _interrupted(self, home: Home, job: Flight) -> None:
         """The caller wants to be free at once: what it waited for is stopped behind its back."""
@@ -220,10 +220,8 @@ class LoopThread:
         if home is None:
             return
         limit = self._limit if within is None else within
-        if threading.get_ident() == home.thread.ident:
-            home.leave(0)
-            return
-        home.free()
+        if threading.current_thread() is not home.thread:
+            home.free()
         if not home.leave(limit):
             place = home.place()
             home.free()

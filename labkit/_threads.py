@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import sys
 from collections.abc import Callable
 from contextvars import Context
@@ -10,6 +11,8 @@ from types import FrameType
 from typing import Any
 
 from labkit._frames import is_user_frame, place, user_site
+
+_WRAPPERS = ("async_generator_asend", "async_generator_athrow", "coroutine_wrapper")
 
 
 class Stopped(BaseException):
@@ -53,7 +56,12 @@ def at_task(task: Any) -> str:
         frame = _first(step, "cr_frame", "ag_frame", "gi_frame")
         if frame is not None and is_user_frame(frame.f_code.co_filename, frame.f_globals.get("__name__")):
             found = place(frame)
-        step = _first(step, "cr_await", "ag_await", "gi_yieldfrom")
+        if type(step).__name__ in _WRAPPERS:  # these do not say what they wrap, the garbage collector does
+            step = next(
+                (t for t in gc.get_referents(step) if hasattr(t, "ag_frame") or hasattr(t, "cr_frame")), None
+            )
+        else:
+            step = _first(step, "cr_await", "ag_await", "gi_yieldfrom")
     return found
 
 

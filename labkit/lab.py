@@ -149,8 +149,13 @@ class Lab:
         from labkit.profiling.queries import record
 
         async def work(client: Client) -> QueryReport:
-            reached: list[Callable[..., Any]] = [_nothing]
-            with around(lambda endpoint: reached.append(endpoint) or endpoint), record() as recorder:
+            reached: list[Callable[..., Any] | None] = [None]
+
+            def note(endpoint: Callable[..., Any]) -> Callable[..., Any]:
+                reached.append(endpoint)
+                return endpoint
+
+            with around(note), record() as recorder:
                 reply = await client.measured(method, path, **options)
             return recorder.report(path, reply.elapsed, client.trip.ms, reached[-1])
 
