@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -76,7 +76,12 @@ class Shot:
         self.lazy = options is not None and options._lazy_loaded_from is not None
         self.template: Any = None
         self.stack: list[tuple[CodeType, int]] = []
-        self._walk(sys._getframe(2))
+        # What costs most is to make frame objects. The innermost ones are SQLAlchemy's in any case: step over them.
+        try:
+            frame = sys._getframe(5)
+            self._walk(sys._getframe(7) if frame.f_code.co_name == "_execute_on_connection" else frame)
+        except ValueError:  # a greenlet's stack ends here
+            self._walk(None)
         self.start = perf_counter()
 
     def _walk(self, frame: FrameType | None) -> None:
@@ -118,11 +123,6 @@ class _Fetching:
 
     __slots__ = ("_cursor", "_shot")
 
-    def __init__(self, cursor: Any, shot: Shot) -> None:
-        object.__setattr__(self, "_cursor", cursor)
-        object.__setattr__(self, "_shot", shot)
-        shot.rows = 0
-
     def __getattr__(self, name: str) -> Any:
         return getattr(self._cursor, name)
 
@@ -132,27 +132,39 @@ class _Fetching:
     def __iter__(self) -> Iterator[Any]:
         return iter(self.fetchone, None)
 
-    def _timed(self, fetch: Callable[..., Any], *arguments: Any) -> Any:
-        shot, start = self._shot, perf_counter()
-        try:
-            return fetch(*arguments)
-        finally:
-            shot.fetching += perf_counter() - start
-
     def fetchone(self) -> Any:
-        row = self._timed(self._cursor.fetchone)
-        self._shot.rows += row is not None
+        shot, start = self._shot, perf_counter()
+        row = self._cursor.fetchone()
+        shot.fetching += perf_counter() - start
+        if row is not None:
+            shot.rows += 1
         return row
 
     def fetchmany(self, *size: int) -> Any:
-        rows = self._timed(self._cursor.fetchmany, *size)
-        self._shot.rows += len(rows)
+        shot, start = self._shot, perf_counter()
+        rows = self._cursor.fetchmany(*size)
+        shot.fetching += perf_counter() - start
+        shot.rows += len(rows)
         return rows
 
     def fetchall(self) -> Any:
-        rows = self._timed(self._cursor.fetchall)
-        self._shot.rows += len(rows)
+        shot, start = self._shot, perf_counter()
+        rows = self._cursor.fetchall()
+        shot.fetching += perf_counter() - start
+        shot.rows += len(rows)
         return rows
+
+    # What SQLAlchemy asks of every cursor, because __getattr__ takes a microsecond.
+
+    @property
+    def description(self) -> Any:
+        return self._cursor.description
+
+    def close(self) -> None:
+        self._cursor.close()
+
+
+_set_cursor, _set_shot = _Fetching._cursor.__set__, _Fetching._shot.__set__  # type: ignore[attr-defined]
 
 
 # Who listens in this context: whether details are wanted, and the lists to append to.
@@ -179,7 +191,10 @@ def _after(connection: Any, cursor: Any, sql: str, values: Any, context: Any, ma
     if cursor.description is None:
         shot.rows = cursor.rowcount if cursor.rowcount >= 0 else None
     elif not shot.many:
-        context.cursor = _Fetching(cursor, shot)
+        shot.rows = 0
+        context.cursor = fetching = _Fetching()
+        _set_cursor(fetching, cursor)
+        _set_shot(fetching, shot)
 
 
 def _failed(failure: Any) -> None:
@@ -190,10 +205,11 @@ def _failed(failure: Any) -> None:
 
 @functools.cache
 def _install() -> None:
-    """Listen to every engine of the process, once; first in line, so that a simulated latency is measured."""
-    event.listen(Engine, "before_cursor_execute", _before, retval=True, insert=True)
-    event.listen(Engine, "after_cursor_execute", _after, insert=True)
+    """Listen to every engine of the process, once."""
+    event.listen(Engine, "after_cursor_execute", _after)
     event.listen(Engine, "handle_error", _failed)
+    # First in line, so that a simulated latency is measured; event.listen drops insert=True for engines (2.1).
+    event.api._event_key(Engine, "before_cursor_execute", _before).base_listen(insert=True)  # type: ignore[type-var]
 
 
 @contextmanager

@@ -7,106 +7,21 @@ different parameters. Not N+1, though they repeat: executemany, an IN list cut i
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
-
-from sqlalchemy import Select, Table
-from sqlalchemy.sql import visitors
 
 from labkit._frames import place
 from labkit._text import say
+from labkit.profiling._remedies import remedy
+from labkit.profiling._shapes import Slot, shape
 
 if TYPE_CHECKING:
     from labkit.profiling._capture import Statement
 
 LEAST = 5  # repetitions that make a finding
-
-_NAME = r"""(?:[A-Za-z_]\w*|"[^"]*"|`[^`]*`)"""
-_TOKEN = re.compile(
-    rf"""(?P<comment>--[^\n]*|/\*.*?\*/)
-    |(?P<literal>'(?:[^']|'')*'|\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)
-    |(?P<mark>\?\d*|%\(\w+\)s|%s|\$\d+|(?<!:):[A-Za-z_]\w*)(?:::\w+)*
-    |(?P<name>{_NAME}(?:\.{_NAME})*)
-    |(?P<op><>|[<>!=]=?|[(),])""",
-    re.VERBOSE | re.DOTALL,
-)
-_ROW = r"\(\?(?:, ?\?)*\)"
-_LISTS = re.compile(rf"\b(IN|ANY|ALL) ?\((?:\?|{_ROW})(?:, ?(?:\?|{_ROW}))*\)", re.IGNORECASE)
-_ROWS = re.compile(rf"\bVALUES {_ROW}(?:, ?{_ROW})+", re.IGNORECASE)
 _VERBS = ("SELECT", "WITH", "INSERT", "UPDATE", "DELETE", "REPLACE", "MERGE")
-_AGGREGATE = re.compile(r"\b(count|sum|avg|min|max)\((.*?)\)", re.IGNORECASE)
-
-
-class Slot(NamedTuple):
-    """A value in a statement: its role (``= < in limit offset other``), the column that it is compared with,
-    and where it stands: the text of a literal, or else the name or position of a parameter."""
-
-    role: str
-    column: str
-    literal: str | None
-    key: str | int
-
-
-class Shape(NamedTuple):
-    """A statement without its values, and the places of these."""
-
-    fingerprint: str
-    slots: tuple[Slot, ...]
-
-
-@lru_cache(maxsize=4096)
-def shape(sql: str) -> Shape:
-    """Tell a statement from its values, be they parameters or literals written into the text."""
-    found = [match for match in _TOKEN.finditer(sql) if match.lastgroup != "comment"]
-    words = [(match.lastgroup, match.group("mark") or match.group()) for match in found]
-    slots: list[Slot] = []
-    parens: list[tuple[str, str]] = []  # what each open parenthesis stands for, and the column before it
-    position = 0
-    for i, (kind, text) in enumerate(words):
-        before = words[i - 1][1].upper() if i else ""
-        role, column = parens[-1] if parens else ("", "")
-        if text == "(":
-            if before in ("IN", "ANY", "ALL"):
-                role, column = "in", words[i - 2][1] if i > 1 and words[i - 2][0] == "name" else ""
-            elif before[:1] in ("<", ">"):
-                role = "<"
-            parens.append((role, column))
-        elif text == ")" and parens:
-            parens.pop()
-        elif text.upper() == "SELECT" and parens:
-            parens[-1] = ("", "")  # a subquery, not a list
-        elif kind in ("mark", "literal"):
-            after = words[i + 1 : i + 3]
-            if not role:
-                role = "other"
-                if before in ("LIMIT", "FIRST", "NEXT", "OFFSET"):
-                    role = "offset" if before == "OFFSET" else "limit"
-                elif before in ("=", "==", "<", ">", "<=", ">="):
-                    role = before[0].replace(">", "<")
-                    column = words[i - 2][1] if i > 1 and words[i - 2][0] == "name" else ""
-                elif len(after) == 2 and after[1][0] == "name" and after[0][1] in ("=", "<", ">", "<=", ">="):
-                    role, column = after[0][1][0].replace(">", "<"), after[1][1]
-            key: str | int = position
-            if kind == "mark":
-                bare = (
-                    text.lstrip("?$:%(").removesuffix("s").removesuffix(")") if text[0] == "%" else text[1:]
-                )
-                key = int(bare) - 1 if bare.isdigit() else bare or position
-                position += 1
-            slots.append(Slot(role, column, text if kind == "literal" else None, key))
-    plain = " ".join(_TOKEN.sub(_blank, sql).split())
-    if _ROWS.search(plain):  # many rows in one INSERT
-        slots = [slot._replace(role="in") for slot in slots]
-    return Shape(_ROWS.sub("VALUES (…)", _LISTS.sub(r"\1 (…)", plain)), tuple(slots))
-
-
-def _blank(match: re.Match[str]) -> str:
-    kind = match.lastgroup
-    return match.group() if kind in ("name", "op") else " " if kind == "comment" else "?"
 
 
 @dataclass(frozen=True)
@@ -152,7 +67,7 @@ class _Call(NamedTuple):
 def _call(statement: Statement) -> _Call:
     given, slots = statement.values, shape(statement.sql).slots
     marks = {slot.key for slot in slots if slot.literal is None}
-    if len(marks) != len(given or ()):  # not understood: compare the parameters as a whole
+    if slots and len(marks) != len(given or ()):  # not understood: compare the parameters as a whole
         return _Call(statement, (Slot("other", "", None, 0),), (repr(given) + statement.sql,), ())
     values = [_number(s.literal) if s.literal is not None else given[s.key] for s in slots]
     pairs = list(zip(slots, values, strict=True))
@@ -199,7 +114,8 @@ def find(statements: Sequence[Statement]) -> tuple[Finding, ...]:
             continue
         file, line = site or ("", 0)
         elapsed = sum(call.statement.elapsed for call in looped)
-        fix = _fix(looped[0].statement, fingerprint, varying, chains)
+        keys = [slot.column for slot in varying if slot.role in ("=", "in") and slot.column]
+        fix = remedy(looped[0].statement, fingerprint, keys, chains)
         findings.append(Finding("n+1", len(looped), file, line, fingerprint, fix, elapsed))
     return tuple(findings)
 
@@ -248,91 +164,3 @@ def _paging(calls: list[_Call], varying: list[int]) -> bool:
     except TypeError:
         return False
     return all(call.statement.rows is None or call.statement.rows >= limits[0] for call in calls[:-2])
-
-
-class _Names:
-    """Turns names in SQL into those of the user's Python: ``comments.post_id`` into ``Comment.post_id``."""
-
-    def __init__(self, sql: str, clause: Any) -> None:
-        self._alias = {alias: name for name, alias in re.findall(r"([\w.]+) AS (\w+)", sql, re.IGNORECASE)}
-        self._mappers: dict[str, Any] = {}
-        self._tables: set[str] = set()
-        for element in visitors.iterate(clause):
-            mapper = element._annotations.get("parententity")
-            if mapper is not None and hasattr(mapper := mapper.mapper, "local_table"):
-                self._mappers[mapper.local_table.name] = mapper
-            if isinstance(element, Table):
-                self._tables.add(element.name)
-
-    def table(self, name: str) -> str:
-        name = self._alias.get(name, name)
-        return self._mappers[name].class_.__name__ if name in self._mappers else name
-
-    def column(self, text: str) -> str:
-        *_, table, name = ["", *text.replace('"', "").replace("`", "").split(".")]
-        table = self._alias.get(table, table)
-        mapper = self._mappers.get(table)
-        if mapper is not None and name in mapper.local_table.c:
-            return f"{mapper.class_.__name__}.{mapper.get_property_by_column(mapper.local_table.c[name]).key}"
-        return f"{table}.c.{name}" if table in self._tables else text
-
-
-def _fix(statement: Statement, fingerprint: str, varying: tuple[Slot, ...], chains: dict[Any, str]) -> str:
-    compiled, lazy = statement.origin
-    clause = getattr(compiled, "statement", None)
-    options = getattr(clause, "_compile_options", None)
-    relation = getattr(getattr(options, "_current_path", None), "prop", None)
-    if lazy and relation is not None:
-        fix = f"selectinload({relation.parent.class_.__name__}.{relation.key})"
-        if relation.parent in chains and relation.parent is not relation.mapper:
-            fix = f"{chains[relation.parent]}.{fix}"
-        chains[relation.mapper] = fix
-        return fix
-    keys = [slot.column for slot in varying if slot.role in ("=", "in") and slot.column]
-    verb = fingerprint.split()[0].upper()
-    if clause is None or not hasattr(clause, "get_children") or clause.__visit_name__ == "textclause":
-        return _raw_fix(fingerprint, verb, keys)
-    return _expression_fix(clause, statement.sql, verb, keys, _Names(fingerprint, clause))
-
-
-def _raw_fix(fingerprint: str, verb: str, keys: list[str]) -> str:
-    """The replacing query of a statement written as text."""
-    if verb in ("INSERT", "UPDATE", "REPLACE"):
-        return f"execute(text('{fingerprint[:40]}…'), rows)"
-    if not keys:
-        return say("profiling.fix_in_general")
-    grouped = re.sub(
-        rf"(?:\? = {re.escape(keys[0])}|{re.escape(keys[0])} (?:=+ \?|IN \(…\)))",
-        f"{keys[0]} IN (…)",
-        fingerprint,
-    )
-    if verb != "SELECT" or keys[0].split(".")[-1] in grouped.partition(" FROM ")[0] or "*" in grouped[:9]:
-        return grouped
-    end = f" GROUP BY {keys[0]}" if _AGGREGATE.search(grouped.partition(" FROM ")[0]) else ""
-    return f"{grouped[:7]}{keys[0]}, {grouped[7:]}{end}"
-
-
-def _expression_fix(clause: Any, sql: str, verb: str, keys: list[str], names: _Names) -> str:
-    """The replacing query of a statement written with SQLAlchemy's functions."""
-    columns = [names.column(key) for key in keys]
-    where = f"{columns[0]}.in_(ids)" if len(columns) == 1 else f"tuple_({', '.join(columns)}).in_(keys)"
-    if verb in ("INSERT", "UPDATE"):
-        return f"execute({verb.lower()}({names.table(clause.table.name)}), rows)"
-    if not columns:
-        return say("profiling.fix_in_general")
-    if verb == "DELETE":
-        return f"delete({names.table(clause.table.name)}).where({where})"
-    head = re.split(r"\s+FROM\s", sql, maxsplit=1)[0]
-    totals = [
-        f"func.{name.lower()}({names.column(inner) if '.' in inner and name.lower() != 'count' else ''})"
-        for name, inner in _AGGREGATE.findall(head)
-    ]
-    if totals:
-        return f"select({', '.join(columns + totals)}).where({where}).group_by({', '.join(columns)})"
-    described = clause.column_descriptions if isinstance(clause, Select) else []
-    entities = [d["name"] for d in described if d.get("entity") is not None and d["expr"] is d["entity"]]
-    if entities:
-        return f"select({', '.join(entities)}).where({where})"
-    own = [names.column(name) for name in re.findall(r"[\w\"]+\.[\w\"]+", head)]
-    wanted = [*columns, *(name for name in own if name not in columns)]
-    return f"select({', '.join(wanted[:4])}{', ...' if len(wanted) > 4 else ''}).where({where})"

@@ -1,0 +1,134 @@
+"""The query or the option that replaces a repeated statement, in the words of the user's own models."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Select, Table
+from sqlalchemy.sql import visitors
+
+from labkit._text import say
+
+if TYPE_CHECKING:
+    from labkit.profiling._capture import Statement
+
+_AGGREGATE = re.compile(r"\b(count|sum|avg|min|max)\((.*?)\)", re.IGNORECASE)
+
+
+def remedy(statement: Statement, fingerprint: str, keys: list[str], chains: dict[Any, str]) -> str:
+    """What to write instead.
+
+    Args:
+        statement: one of the repeated ones.
+        fingerprint: its text without values.
+        keys: the columns that are compared with another value each time.
+        chains: options already advised, by the class that they load; a load on a deeper level is joined to its
+            parent's. Added to.
+    """
+    compiled, lazy = statement.origin
+    clause = getattr(compiled, "statement", None)
+    options = getattr(clause, "_compile_options", None)
+    relation = getattr(getattr(options, "_current_path", None), "prop", None)
+    if lazy and relation is not None:
+        own = f"selectinload({relation.parent.class_.__name__}.{relation.key})"
+        if relation.parent in chains and relation.parent is not relation.mapper:
+            own = f"{chains[relation.parent]}.{own}"
+        chains.setdefault(relation.mapper, own)
+        return own
+    verb = fingerprint.split()[0].upper()
+    if clause is None or clause.__visit_name__ == "textclause":
+        return _raw(fingerprint, verb, keys)
+    names = _Names(fingerprint, clause)
+    deferred = [names.column(f"{table}.{name}") for table, name in names.deferred(options)]
+    if deferred:
+        return ", ".join(f"undefer({name})" for name in deferred)
+    return _expression(clause, statement.sql, verb, keys, names)
+
+
+def _general(keys: list[str]) -> str:
+    columns = f"({', '.join(keys)})" if len(keys) > 1 else (keys or ["…"])[0]
+    return say("profiling.fix_in_general", columns=columns)
+
+
+def _raw(fingerprint: str, verb: str, keys: list[str]) -> str:
+    """The replacing query of a statement written as text."""
+    if verb in ("INSERT", "UPDATE", "REPLACE"):
+        return f'execute(text("{fingerprint}"), rows)'
+    if len(keys) != 1 or verb not in ("SELECT", "DELETE"):
+        return _general(keys)
+    key = re.escape(keys[0])
+    equal = rf"\? *=+ *{key}\b|(?<![\w.]){key} *(?:=+ *\?|IN \(…\))"
+    query = re.sub(equal, f"{keys[0]} IN (…)", fingerprint, flags=re.IGNORECASE)
+    head, _, rest = query.partition(" FROM ")
+    if verb == "SELECT" and not re.search(
+        rf"(?<![\w.])(\w+\.)?(\*|{re.escape(keys[0].split('.')[-1])})(?![\w)])", head
+    ):
+        query = f"SELECT {keys[0]}, {query[7:]}"
+    if _AGGREGATE.search(head) and not re.search(r"\b(GROUP|ORDER) BY\b|\bLIMIT\b", rest, re.IGNORECASE):
+        query += f" GROUP BY {keys[0]}"
+    return query
+
+
+class _Names:
+    """Turns names in SQL into those of the user's Python: ``comments.post_id`` into ``Comment.post_id``."""
+
+    def __init__(self, sql: str, clause: Any) -> None:
+        self._alias = {alias: name for name, alias in re.findall(r"([\w.]+) AS (\w+)", sql, re.IGNORECASE)}
+        self._mappers: dict[str, Any] = {}
+        self._tables: set[str] = set()
+        for element in visitors.iterate(clause):
+            mapper = element._annotations.get("parententity")
+            if mapper is not None and hasattr(mapper := mapper.mapper, "local_table"):
+                self._mappers[mapper.local_table.name] = mapper
+            if isinstance(element, Table):
+                self._tables.add(element.name)
+
+    def table(self, name: str) -> str:
+        name = self._alias.get(name, name)
+        return self._mappers[name].class_.__name__ if name in self._mappers else name
+
+    def column(self, text: str) -> str:
+        *_, table, name = ["", *text.replace('"', "").replace("`", "").split(".")]
+        table = self._alias.get(table, table)
+        mapper = self._mappers.get(table)
+        if mapper is not None and name in mapper.local_table.c:
+            return f"{mapper.class_.__name__}.{mapper.get_property_by_column(mapper.local_table.c[name]).key}"
+        return f"{table}.c.{name}" if table in self._tables else text
+
+    def deferred(self, options: Any) -> list[tuple[str, str]]:
+        """The deferred columns that a statement loads, if it loads nothing else."""
+        wanted = getattr(options, "_only_load_props", None) or ()
+        mappers = [m for m in self._mappers.values() if all(name in m.column_attrs for name in wanted)]
+        if len(mappers) != 1 or not all(mappers[0].column_attrs[name].deferred for name in wanted):
+            return []
+        return [
+            (mappers[0].local_table.name, mappers[0].column_attrs[name].columns[0].name)
+            for name in sorted(wanted)
+        ]
+
+
+def _expression(clause: Any, sql: str, verb: str, keys: list[str], names: _Names) -> str:
+    """The replacing query of a statement written with SQLAlchemy's functions."""
+    columns = [names.column(key) for key in keys]
+    where = f"{columns[0]}.in_(ids)" if len(columns) == 1 else f"tuple_({', '.join(columns)}).in_(keys)"
+    if verb in ("INSERT", "UPDATE"):
+        return f"execute({verb.lower()}({names.table(clause.table.name)}), rows)"
+    if not columns:
+        return _general(keys)
+    if verb == "DELETE":
+        return f"delete({names.table(clause.table.name)}).where({where})"
+    head = re.split(r"\s+FROM\s", sql, maxsplit=1)[0]
+    totals = [
+        f"func.{name.lower()}({names.column(inner) if '.' in inner and name.lower() != 'count' else ''})"
+        for name, inner in _AGGREGATE.findall(head)
+    ]
+    if totals:
+        return f"select({', '.join(columns + totals)}).where({where}).group_by({', '.join(columns)})"
+    described = clause.column_descriptions if isinstance(clause, Select) else []
+    entities = [d["name"] for d in described if d.get("entity") is not None and d["expr"] is d["entity"]]
+    if entities:
+        return f"select({', '.join(entities)}).where({where})"
+    own = [names.column(name) for name in re.findall(r"[\w\"]+\.[\w\"]+", head)]
+    wanted = [*columns, *(name for name in own if name not in columns)]
+    return f"select({', '.join(wanted[:4])}{', ...' if len(wanted) > 4 else ''}).where({where})"
