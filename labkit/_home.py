@@ -46,7 +46,7 @@ class Flight:
         self.ending, self.place = "cancelled", ""
 
     def interrupt(self) -> bool:
-        """Stop what it waits for outside of Python; whether there was anything. For subclasses."""
+        """Stop what it waits for outside of Python and note that as its ending; whether there was any."""
         return False
 
     def cancel(self, home: Home) -> None:
@@ -186,7 +186,6 @@ class Home:
                 busy or at_thread(self.thread.ident or 0) or (at_task(flight.task) if flight.task else "")
             )
             if flight.interrupt():
-                flight.ending = "statement"
                 return
             flight.stage = 2
         if flight.stage == 2:
@@ -202,8 +201,8 @@ class Home:
                 self.left.extend([flight] if threads else [])
                 self.post(flight.cancel, self)
             else:
-                stop(self.thread.ident or 0)
                 flight.ending = "blocked"
+                stop(self.thread.ident or 0)
                 if not self.answers():
                     flight.ending = "replaced"
                     self.abandon()

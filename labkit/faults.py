@@ -94,11 +94,13 @@ class Request(Flight):
 
     def interrupt(self) -> bool:
         """Stop its statements, wherever they run; whether one was running."""
+        if running := bool(self.statement):
+            self.ending = "statement"
         for info, driver in tuple(self.connections):
             if info.get(_OWNER) is self:  # else it went back to the pool and works for another request
                 with suppress(Exception):
                     _interrupt(driver)
-        return bool(self.statement)
+        return running
 
 
 def _interrupt(driver: Any) -> None:
