@@ -1,8 +1,9 @@
 """Get at the endpoint of a request, wherever it runs: in the loop or in a thread of the pool.
 
-FastAPI calls every endpoint through ``fastapi.routing.run_endpoint_function``, which it keeps apart "to facilitate
-profiling endpoints". Stepping in there needs no search for routes, so included routers and mounted applications
-are the same to us; a context variable says whose request it is, so that requests beside it are left alone.
+FastAPI calls every endpoint through ``fastapi.routing.run_endpoint_function``, which it keeps apart "to
+facilitate profiling endpoints". Stepping in there needs no search for routes, so included routers and
+mounted applications are the same to us; a context variable says whose request it is, so that requests
+beside it are left alone.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ def is_async(call: Call) -> bool:
 def enclose(call: Call, begin: Callable[[], Probe], done: Callable[[Any], None] = lambda probe: None) -> Call:
     """A function with the signature of ``call`` that is measured by a new probe each time it is called.
 
-    The probe is on only while the call itself runs. A coroutine is driven step by step: whenever it waits, the
-    probe is off, so that other requests of the same loop do not get into its measurement.
+    The probe is on only while the call itself runs. A coroutine is driven step by step: whenever it waits,
+    the probe is off, so that other requests of the same loop do not get into its measurement.
 
     Args:
         call: a plain or an ``async def`` function.
@@ -103,7 +104,8 @@ async def _run_endpoint(**given: Any) -> Any:
 
 @contextmanager
 def around(wrap: Callable[[Call], Call]) -> Iterator[None]:
-    """Within this block every endpoint that a request of this context reaches is called as ``wrap(endpoint)``."""
+    """Within this block every endpoint that a request of this context reaches is called as
+    ``wrap(endpoint)``."""
     routing.run_endpoint_function = _run_endpoint  # stays: without a block of ours it costs a look at _wrap
     token = _wrap.set(wrap)
     try:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 
 from labkit import plots
 from labkit._frames import is_user_frame
@@ -15,35 +16,44 @@ Stack = tuple[Sequence[Frame], float]  # outermost frame first, and the seconds 
 AWAIT: Frame = ("", "[await]")
 
 _PACKAGE = re.compile(r"[/\\](?:site|dist)-packages[/\\]([^/\\]+?)(?:\.py)?(?:[/\\]|$)")
-BORDER = re.compile(r"asyncio[/\\]events\.py$|labkit[/\\]profiling[/\\]calls\.py$")
-_FRAMEWORK = {"fastapi", "starlette", "anyio", "uvicorn"}
-_STDLIB, _OURS = "python", "labkit"
+_BORDER = re.compile(
+    r"(asyncio[/\\]events|labkit[/\\]profiling[/\\](calls|_endpoints))\.py:"
+    r"|fastapi[/\\]routing\.py:(run_endpoint_function|_run_sync_endpoint)$"
+)
+_FRAMEWORK = {"fastapi", "starlette", "anyio", "uvicorn", "click"}
+_NAMED = {"asyncio", "json", "sqlite3"}  # worth a box of their own; the rest of the library is "python"
 
 
 @lru_cache(maxsize=8192)
-def _box(file: str, function: str) -> tuple[str, bool] | None:
+def is_border(frame: Frame) -> bool:
+    """Whether what lies above this frame is machinery: of the loop, of labkit, of FastAPI around an
+    endpoint."""
+    return bool(_BORDER.search(":".join(frame)))
+
+
+@lru_cache(maxsize=8192)
+def _box(frame: Frame) -> tuple[str, bool] | None:
     """Name of the box that a frame belongs to and whether it is the user's; None: to that of its caller."""
-    if (file, function) == AWAIT:
+    file, function = frame
+    if frame == AWAIT:
         return say("profiling.waiting"), False
-    if not file or file.startswith("<") or file.endswith("_endpoints.py"):
-        return ("sleep", False) if function.endswith("sleep") and not file else None
+    if not file or file.startswith("<"):
+        return ("sleep", False) if not file and function.endswith("sleep") else None
     if is_user_frame(file):
         name = function.rpartition("<locals>.")[2]
         return None if name.startswith("<") else (name, True)
-    package = _PACKAGE.search(file)
-    if package is None:
-        folder = re.split(r"[/\\]", file)[-2:]
-        name = (
-            _OURS if _OURS in file else folder[0] if folder[0] in {"asyncio", "sqlite3", "json"} else _STDLIB
-        )
-    else:
-        name = package[1]
+    package, folder = _PACKAGE.search(file), re.split(r"[/\\]", file)[-2]
+    name = (
+        package[1] if package else "labkit" if "labkit" in file else folder if folder in _NAMED else "python"
+    )
     return ("fastapi" if name in _FRAMEWORK else name), False
 
 
+@dataclass
 class _Box:
-    def __init__(self) -> None:
-        self.value, self.own, self.inner = 0.0, False, dict[str, _Box]()
+    own: bool = False
+    value: float = 0.0
+    inner: dict[str, _Box] = field(default_factory=dict)
 
     def node(self, name: str, least: float) -> plots.Node:
         inner = [box.node(key, least) for key, box in self.inner.items() if box.value > least]
@@ -51,37 +61,42 @@ class _Box:
         return plots.Node(name, self.value, tuple(inner), self.own)
 
 
-def fold(stacks: Iterable[Stack], name: str) -> plots.Node:
-    """The tree of the stacks under a root called ``name``.
+class Pictured:
+    """Something with a ``label`` and ``stacks`` that can be drawn."""
 
-    What comes before the request (thread and loop machinery, labkit itself) is cut off, neighbours of one library
-    are one box, FastAPI with the packages it stands on counts as one library, and boxes under 0.2 % are left out.
-    """
-    root = _Box()
-    for stack, seconds in stacks:
-        box, last = root, None
-        root.value += seconds
-        start = max((i for i, (file, _) in enumerate(stack, 1) if BORDER.search(file)), default=0)
-        for label in (_box(*frame) for frame in stack[start:]):
-            if label is None or label == last or (box is root and label[0] in (_STDLIB, _OURS)):
-                continue
-            last = label
-            box = box.inner.setdefault(label[0], _Box())
-            box.own = label[1]
-            box.value += seconds
-    return root.node(name, 0.002 * root.value)
+    label: str
+    stacks: Sequence[Stack]
+
+    @cached_property
+    def tree(self) -> plots.Node:
+        """Calls as boxes in boxes. Neighbours of one library are one box, FastAPI counts as one library
+        with the packages it stands on, machinery outside of the request is cut off, and so is what takes
+        under 0.2 %."""
+        root = _Box()
+        for stack, seconds in self.stacks:
+            box, last = root, None
+            root.value += seconds
+            start = max((i for i, frame in enumerate(stack, 1) if is_border(frame)), default=0)
+            for label in map(_box, stack[start:]):
+                if label and label != last and (box is not root or label[0] not in ("python", "labkit")):
+                    last, box = label, box.inner.setdefault(label[0], _Box(label[1]))
+                    box.value += seconds
+        return root.node(self.label, 0.002 * root.value)
+
+    def plot(self) -> plots.Figure:
+        """The calls as an icicle: callers above, what they call below, width for time, your code in
+        colour."""
+        return plots.icicle(self.tree, finding(self.tree), say("profiling.icicle_alt", label=self.label))
 
 
 def finding(root: plots.Node) -> str:
-    """In one line, where the time goes: the deepest function of the user's with half of it, and what it calls."""
-    node, user = root, None
-    while node.children and (heaviest := max(node.children, key=lambda child: child.value)):
-        if heaviest.value < root.value / 2:
-            break
-        node = heaviest
-        user = node if node.own else user
-    path = [user or node]
-    if path[0].children and (callee := max(path[0].children, key=lambda child: child.value)):
-        path += [callee] if callee.value > root.value / 4 else []
+    """In one line, where the time goes: the deepest function of the user's with half of it, and what it
+    calls."""
+    path, node = [root], root
+    while node.children and node.children[0].value > root.value / 2:
+        node = node.children[0]
+        path = [node] if node.own or not path[0].own else path
+    if path[0].children and path[0].children[0].value > root.value / 4:
+        path.append(path[0].children[0])
     share = number(path[-1].value / (root.value or 1), ".0%").replace("%", " %")
     return say("profiling.finding", share=share, path=" → ".join(node.name for node in path))

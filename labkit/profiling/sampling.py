@@ -1,6 +1,7 @@
-"""Look at the application from outside while it serves: uvicorn in a process of its own, load on it, py-spy beside.
+"""Look at the application from outside while it serves: uvicorn in a process of its own, load on it,
+py-spy beside.
 
-py-spy reads the memory of the running process some hundred times a second. The application is not changed and
+py-spy reads the memory of the running process a hundred times a second. The application is not changed and
 hardly slowed, so this is how it is done in production; what it cannot do is count calls.
 """
 
@@ -13,37 +14,35 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import Self
+from threading import Event
 
 import pandas as pd
 
-from labkit import plots
 from labkit._frames import is_user_frame
 from labkit._html import Safe, card
 from labkit._text import say
 from labkit.errors import MeasurementError, ServiceError
-from labkit.profiling._tree import BORDER, Frame, Stack, finding, fold
+from labkit.profiling._tree import Frame, Pictured, Stack, finding, is_border
 from labkit.services import ports, watchdog
 
 _RATE = 100  # samples a second
-# Where Yama guards processes (Ubuntu's default) only an ancestor may look into one, unless it allows it itself.
+_FRAME = re.compile(r"(.*) \((.*?)(?::\d+)?\)$")
+_PARKED = ("selectors.py", "queue.py", "threading.py", "thread.py")  # where idle threads wait for work
+# Where Yama guards processes (Ubuntu's default) only an ancestor may look into one, unless it says otherwise.
 _SERVE = """
 import ctypes, sys, uvicorn
 if sys.platform == "linux":
     ctypes.CDLL(None).prctl(0x59616D61, ctypes.c_ulong(-1))  # PR_SET_PTRACER, anyone
 uvicorn.main()
 """
-_FRAME = re.compile(r"(.*) \((.*?)(?::\d+)?\)$")
-_PARKED = ("selectors.py", "queue.py", "threading.py", "thread.py")  # where idle threads wait for work
 
 
 @dataclass(frozen=True)
-class SampleReport:
+class SampleReport(Pictured):
     """Samples of an application under load.
 
     Attributes:
@@ -59,28 +58,19 @@ class SampleReport:
     errors: int
     stacks: tuple[Stack, ...] = field(repr=False)
 
-    @cached_property
-    def tree(self) -> plots.Node:
-        """Calls as boxes in boxes: your functions by name, each library as one box."""
-        return fold(self.stacks, self.label)
-
     @property
     def df(self) -> pd.DataFrame:
-        """Seconds of all threads by the function they stood in, the most first."""
-        rows = [(function, file, seconds) for stack, seconds in self.stacks for file, function in stack[-1:]]
-        frame = pd.DataFrame(rows, columns=["function", "file", "seconds"])
+        """Seconds of all threads by the function that they stood in, the most first."""
+        rows = [(*stack[-1], seconds) for stack, seconds in self.stacks]
+        frame = pd.DataFrame(rows, columns=["file", "function", "seconds"])
         return (
-            frame.groupby(["function", "file"], as_index=False).sum().sort_values("seconds", ascending=False)
+            frame.groupby(["file", "function"], as_index=False).sum().sort_values("seconds", ascending=False)
         )
 
-    def plot(self) -> plots.Figure:
-        """The samples as an icicle."""
-        return plots.icicle(self.tree, finding(self.tree), say("profiling.icicle_alt", label=self.label))
-
     def __repr__(self) -> str:
-        says = say("profiling.sampled", label=self.label, requests=self.requests, seconds=self.seconds)
-        trouble = " " + say("profiling.sample_errors", errors=self.errors) if self.errors else ""
-        return f"{says} {finding(self.tree)}.{trouble}"
+        key = "profiling.sampled_errors" if self.errors else "profiling.sampled"
+        says = say(key, label=self.label, requests=self.requests, seconds=self.seconds, errors=self.errors)
+        return f"{says} {finding(self.tree)}"
 
     def _repr_html_(self) -> Safe:
         return card(repr(self), self.plot().html(with_table=False), note=say("profiling.sample_note"))
@@ -100,7 +90,7 @@ def sample(
     Args:
         target: ``"module:attr"`` of the application, importable from here.
         path: what the clients request, with GET.
-        seconds: how long.
+        seconds: how long (py-spy takes whole seconds).
         factory: whether ``attr`` is a function that makes the application.
         env: environment variables to add for the child.
         clients: how many requests there are at a time.
@@ -112,26 +102,33 @@ def sample(
     if not spy.exists():
         raise MeasurementError(say("profiling.no_spy", python=sys.executable))
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **(env or {})}
-    with tempfile.TemporaryDirectory(prefix="labkit-") as folder:
-        log, raw, port = Path(folder) / "uvicorn.log", Path(folder) / "raw", ports.free()
+    with tempfile.TemporaryDirectory(prefix="labkit-") as name:
+        folder, port, over = Path(name), ports.free(), Event()
         argv = [sys.executable, "-c", _SERVE, target, "--host", ports.HOST, "--port", str(port)]
         argv += ["--log-level", "warning", *(["--factory"] if factory else [])]
+        look = [str(spy), "record", "--idle", "--full-filenames", "--format", "raw", "--rate", str(_RATE)]
+        look += ["--duration", str(max(1, round(seconds))), "--output", str(folder / "raw")]
         try:
-            with watchdog.spawn(argv, log=log, name=target, env=environment) as server:
+            with (
+                watchdog.spawn(argv, log=folder / "log", name=target, env=environment) as server,
+                ThreadPoolExecutor(clients) as pool,
+            ):
                 server.until(lambda: _listens(port), 30.0)
-                look = [str(spy), "record", "--idle", "--full-filenames", "--format", "raw"]
-                look += ["--rate", str(_RATE), "--duration", str(max(1, round(seconds)))]
-                look += ["--output", str(raw), "--pid", str(server.pid)]
-                with _Load(port, path, clients) as load:
+                asking = [pool.submit(_ask, port, path, over) for _ in range(clients)]
+                look += ["--pid", str(server.pid)]
+                try:
                     spied = subprocess.run(look, capture_output=True, text=True, timeout=seconds + 30)
+                finally:
+                    over.set()
         except ServiceError as error:
             raise MeasurementError(say("profiling.not_served", target=target, error=error)) from error
-        if spied.returncode or not raw.exists():
+        if spied.returncode:
             reason = " ".join(spied.stderr.partition("Stack backtrace")[0].split())
-            raise MeasurementError(say("profiling.spy_failed", error=reason or spied.returncode))
-        stacks = tuple(_stacks(raw.read_text(encoding="utf-8")))
-    errors = sum(not 200 <= status < 400 for status in load.statuses)
-    return SampleReport(f"GET {path}", seconds, len(load.statuses), errors, stacks)
+            raise MeasurementError(say("profiling.spy_failed", error=reason))
+        stacks = tuple(_stacks((folder / "raw").read_text(encoding="utf-8")))
+    statuses = [status for asked in asking for status in asked.result()]
+    errors = sum(not 200 <= status < 400 for status in statuses)
+    return SampleReport(f"GET {path}", seconds, len(statuses), errors, stacks)
 
 
 def _listens(port: int) -> bool:
@@ -139,51 +136,33 @@ def _listens(port: int) -> bool:
         return probe.connect_ex((ports.HOST, port)) == 0
 
 
-class _Load:
-    """Threads that ask for one path again and again, until the end of the ``with`` block."""
-
-    def __init__(self, port: int, path: str, clients: int) -> None:
-        self.statuses: list[int] = []
-        self._address, self._path, self._over = (ports.HOST, port), path, threading.Event()
-        self._threads = [threading.Thread(target=self._ask, daemon=True) for _ in range(clients)]
-
-    def _ask(self) -> None:
-        connection = http.client.HTTPConnection(*self._address, timeout=30)
-        while not self._over.is_set():
-            try:
-                connection.request("GET", self._path)
-                reply = connection.getresponse()
-                reply.read()
-                self.statuses.append(reply.status)
-            except (OSError, http.client.HTTPException):
-                connection.close()
-                self.statuses.append(0)
-                self._over.wait(0.05)
-        connection.close()
-
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        for thread in self._threads:
-            thread.join(31)
+def _ask(port: int, path: str, over: Event) -> list[int]:
+    """Request a path again and again; the statuses, 0 where there was no answer."""
+    statuses, connection = list[int](), http.client.HTTPConnection(ports.HOST, port, timeout=20)
+    while not over.is_set():
+        try:
+            connection.request("GET", path)
+            reply = connection.getresponse()
+            reply.read()
+            statuses.append(reply.status)
+        except (OSError, http.client.HTTPException):
+            connection.close()
+            statuses.append(0)
+            over.wait(0.05)
+    connection.close()
+    return statuses
 
 
 def _stacks(raw: str) -> Iterator[Stack]:
     for line in raw.splitlines():
         text, _, samples = line.rpartition(" ")
-        found = [_FRAME.match(frame) for frame in text.split(";")]
-        stack: list[Frame] = [(match[2], match[1]) for match in found if match]
+        stack = [(match[2], match[1]) for frame in text.split(";") if (match := _FRAME.match(frame))]
         if stack and not _idle(stack):
             yield stack, int(samples) / _RATE
 
 
-def _idle(stack: Sequence[Frame]) -> bool:
-    """Whether the thread stands where it waits for work: the loop between two callbacks, a worker at its queue."""
-    files = [file for file, _ in stack]
+def _idle(stack: list[Frame]) -> bool:
+    """Whether the thread waits for work: the loop between two callbacks, a worker at its queue."""
     if any(name.endswith("run_forever") for _, name in stack):
-        return not any(BORDER.search(file) for file in files)
-    return files[-1].endswith(_PARKED) and not any(map(is_user_frame, files))
+        return not any(map(is_border, stack))
+    return stack[-1][0].endswith(_PARKED) and not any(is_user_frame(file) for file, _ in stack)
