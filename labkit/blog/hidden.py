@@ -165,8 +165,10 @@ def _write(connection: Connection, rng: np.random.Generator, users: int) -> None
 
 
 def _ids(rng: np.random.Generator, count: int) -> list[int]:
-    """Different ids in no order, some two thirds of them missing."""
-    ids: list[int] = (1 + rng.permutation(3 * count)[:count]).tolist()
+    """Different ids with gaps, in no order."""
+    steps = rng.integers(1, 5, count)
+    steps[count // 2] = 3
+    ids: list[int] = rng.permutation(np.cumsum(steps)).tolist()
     return ids
 
 
