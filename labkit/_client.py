@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 from labkit import asgi
@@ -86,7 +87,7 @@ class Client:
             if flight.task is not None and flight.task.cancelling():
                 flight.task.uncancel()
             raise flight.timeout() from None
-        return reply
+        return replace(reply, latency_ms=self.trip.ms) if reply.queries else reply
 
 
 def explain(error: BaseException) -> str:

@@ -31,6 +31,7 @@ class Reply:
         label: the request, as ``GET /users``.
         error: the learner's own frames and the exception if one was raised, else empty.
         note: what would help, as the nearest known paths after a 404, else empty.
+        latency_ms: simulated round trip, in milliseconds, that each statement paid and ``elapsed`` includes.
     """
 
     status: int
@@ -41,6 +42,7 @@ class Reply:
     label: str = ""
     error: str = ""
     note: str = ""
+    latency_ms: float = 0.0
 
     @property
     def headers(self) -> Headers:
@@ -78,7 +80,8 @@ class Reply:
             raise NotJSONError("\n".join(filter(None, (text, self.error, self.note)))) from error
 
     def _headline(self) -> str:
-        count = say("core.reply_queries", count=self.queries)
+        trip = say("core.reply_latency", ms=number(self.latency_ms, ",.3g")) if self.latency_ms else ""
+        count = say("core.reply_queries", count=self.queries) + trip
         size = f"{number(len(self.body) / 1000, ',.1f')} kB"
         return f"{self.label} → {self.status} · {duration(self.elapsed)} · {count} · {size}"
 

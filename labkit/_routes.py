@@ -83,6 +83,7 @@ class Keeper:
         self._lists: list[Routes] = []
         self._sizes: list[int] = []
         self._handlers = list(getattr(app, "exception_handlers", {}).values())
+        self._add: Any = None
         self._unlock()
         self._settle(first=True)
 
@@ -105,11 +106,12 @@ class Keeper:
                 app.middleware_stack = None
                 add(*args, **options)
 
-            app.add_middleware = add_middleware
+            self._add = app.add_middleware = add_middleware
 
     def close(self) -> None:
         """Give the application its own ``add_middleware`` back."""
-        getattr(self.app, "__dict__", {}).pop("add_middleware", None)
+        if self._add is not None and vars(self.app).get("add_middleware") is self._add:
+            del self.app.add_middleware
 
     def _settle(self, first: bool = False) -> None:
         seen = _Map(self.app)

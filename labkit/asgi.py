@@ -10,7 +10,6 @@ import asyncio
 import json as _json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from time import perf_counter
-from types import TracebackType
 from typing import Any
 from urllib.parse import quote, unquote, urlencode
 
@@ -220,9 +219,7 @@ class Lifespan:
             raise
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, kind: object, *raised: object) -> None:
         if self._task is not None and not self._task.done() and kind is not GeneratorExit:
             await self._step("shutdown")
             await self._task

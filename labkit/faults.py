@@ -12,7 +12,6 @@ import asyncio
 import time
 from contextlib import suppress
 from functools import cache
-from types import TracebackType
 from typing import Any
 
 from labkit._home import Flight, current
@@ -64,9 +63,7 @@ class latency:
 
     def __enter__(self) -> None: ...
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self._trip.chosen = self._before
 
     def __repr__(self) -> str:

@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from labkit import _apps, _supplies, asgi, faults
@@ -25,7 +24,7 @@ from labkit._loop import LoopThread
 from labkit._routes import Keeper
 from labkit._text import say
 from labkit.asgi import ASGIApp, Reply
-from labkit.errors import MeasurementError, RequestError
+from labkit.errors import LabkitError, MeasurementError, RequestError
 
 if TYPE_CHECKING:
     from labkit.comparison import Comparison
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from labkit.services.redis import RedisServer
 
 T = TypeVar("T")
+Tool = Callable[[Callable[[], Awaitable[Reply]]], Awaitable[T]]
 
 
 class Lab:
@@ -91,7 +91,9 @@ class Lab:
             self._loop = LoopThread(self._client.live, limit=time_limit)
             opened.callback(self._loop.close)
             self._loop.start()
-            self._finalizer = weakref.finalize(self, opened.pop_all().close)
+            self._opened = opened.pop_all()
+        self._finalizer = weakref.finalize(self, _quietly, self._opened.close)
+        self._finalizer.atexit = False  # loop and servers have nets of their own there, in less time
 
     # Requests
 
@@ -99,8 +101,7 @@ class Lab:
         """Make one request.
 
         Args:
-            method: HTTP method.
-            path: begins with a slash; may carry a query string.
+            method, path: ``"GET"``, ``"/users?limit=5"``; the path begins with a slash.
             options: ``params``, ``headers``, ``json``, ``body`` (bytes or text), ``cookies``.
 
         Raises:
@@ -165,7 +166,7 @@ class Lab:
         """Where the time of one request goes, function by function."""
         from labkit.profiling.calls import profile_async
 
-        return self._measure(profile_async, path, method, options)
+        return self._measure(lambda make: profile_async(make, label=path), path, method, options)
 
     def lines(
         self, path: str, *functions: Callable[..., Any], method: str = "GET", **options: Any
@@ -198,7 +199,7 @@ class Lab:
         """Many requests, some at a time; see `labkit.load.load` for the options (``ids=zipf(500)``)."""
         from labkit.load import load
 
-        return self.run(lambda client: load(client, path, latency_ms=client.trip.ms, **options))
+        return self.run(lambda client: load(client, path, **options))
 
     def explain(self, statement: Any, parameters: Any = None) -> Plan:
         """How the application's database finds the rows of a statement: by scan or by index."""
@@ -210,12 +211,10 @@ class Lab:
         """Where time goes while uvicorn serves the application under load, seen from outside by py-spy."""
         from labkit.profiling.sampling import sample
 
-        factory = getattr(getattr(self.app, "state", None), "factory", None)
-        target = self._target or factory
+        target = self._target or getattr(getattr(self.app, "state", None), "factory", None)
         if target is None:
             raise MeasurementError(say("core.no_target"))
-        environment = self._supplies.environment
-        return sample(target, path=path, seconds=seconds, factory=self._target is None, env=environment)
+        return sample(target, path, seconds, factory=self._target is None, env=self._supplies.environment)
 
     # What it runs on
 
@@ -268,27 +267,20 @@ class Lab:
         Raises:
             AppError: if the application fails at its end; everything is closed nevertheless.
         """
-        self._finalizer()
+        if self._finalizer.detach():
+            self._opened.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
         name = self._target or getattr(self.app, "title", type(self.app).__name__)
         return say("core.lab", app=name, state=say("core.open" if self._finalizer.alive else "core.shut"))
 
-    def _measure(
-        self,
-        tool: Callable[[Callable[[], Awaitable[Reply]]], Awaitable[T]],
-        path: str,
-        method: str,
-        options: dict[str, Any],
-    ) -> T:
+    def _measure(self, tool: Tool[T], path: str, method: str, options: dict[str, Any]) -> T:
         """Have a profiler make the request; it is given a function that makes it."""
 
         async def work(client: Client) -> T:
@@ -298,3 +290,8 @@ class Lab:
             return await tool(make)
 
         return self.run(work)
+
+
+def _quietly(close: Callable[[], None]) -> None:
+    with suppress(LabkitError):  # a Lab that is collected has nobody left to tell
+        close()

@@ -6,8 +6,6 @@ import asyncio
 import json
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
@@ -18,8 +16,8 @@ from hypothesis import strategies as st
 from starlette.middleware.base import BaseHTTPMiddleware
 
 from labkit import asgi
-from labkit.asgi import Lifespan, Reply, call, load_app
-from labkit.errors import AppError, NotJSONError, RequestError
+from labkit.asgi import Reply, call
+from labkit.errors import RequestError
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:
@@ -183,17 +181,6 @@ def test_whoever_listens_for_a_hang_up_waits_for_the_end() -> None:
     assert heard == [False, "http.disconnect"]
 
 
-def test_cookies_of_an_answer_can_be_passed_on() -> None:
-    app = FastAPI()
-
-    @app.get("/login")
-    def login(response: Response) -> None:
-        response.set_cookie("session", "abc", httponly=True)
-        response.set_cookie("theme", "dark")
-
-    assert run(call(app, "GET", "/login")).cookies == {"session": "abc", "theme": "dark"}
-
-
 def test_an_endpoint_that_raises_gives_500_and_the_learners_lines() -> None:
     app = FastAPI()
 
@@ -270,136 +257,9 @@ def test_an_unknown_path_names_the_nearest() -> None:
     assert run(call(app, "GET", "/missing/3")).note == ""  # the application's own 404
 
 
-def test_what_is_not_json_is_named() -> None:
-    app = FastAPI()
-
-    @app.get("/page")
-    async def page() -> PlainTextResponse:
-        return PlainTextResponse("<html>hola")
-
-    reply = run(call(app, "GET", "/page"))
-    with pytest.raises(NotJSONError, match=r"GET /page.*text/plain.*<html>hola"):
-        _ = reply.json
-    with pytest.raises(NotJSONError, match="empieza con «»"):
-        _ = Reply(204, b"", (), 0.1, 0, "DELETE /x").json
-
-
-def test_html_shows_the_json_and_never_much_of_it() -> None:
-    short = Reply(200, json.dumps({"a": ["<i>"]}).encode(), (), 0.0123, 1051, "GET /a")
-    assert "&lt;i&gt;" in short._repr_html_() and "1.051" in short._repr_html_() and "12,3 ms" in repr(short)
-    long = Reply(200, b"[" + b"1," * 20_000 + b"1]", (), 0.1)
-    assert len(long._repr_html_()) < 4_000
-
-
 def test_the_count_is_read_with_the_last_byte() -> None:
     seen = iter([7, 99])
     assert run(call(echo(), "GET", "/echo/a", count=lambda: next(seen))).queries == 7
-
-
-# Lifespan
-
-
-def lifespan_app(
-    *, at_start: Callable[[], Any] = lambda: None, at_end: Callable[[], Any] = lambda: None
-) -> FastAPI:
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, int]]:
-        at_start()
-        yield {"answer": 42}
-        at_end()
-
-    app = FastAPI(lifespan=lifespan)
-
-    @app.get("/state")
-    async def state(request: Request) -> int:
-        request.state.mine = 1
-        return request.state.answer  # type: ignore[no-any-return]
-
-    return app
-
-
-def test_lifespan_state_reaches_the_requests() -> None:
-    steps: list[str] = []
-
-    async def work() -> None:
-        app = lifespan_app(at_start=lambda: steps.append("start"), at_end=lambda: steps.append("end"))
-        async with Lifespan(app) as lifespan:
-            assert (await call(app, "GET", "/state", state=lifespan.state)).json == 42
-            assert lifespan.state == {"answer": 42}  # a request changes its own copy
-            steps.append("request")
-
-    run(work())
-    assert steps == ["start", "request", "end"]
-
-
-def test_an_application_without_a_lifespan_is_fine() -> None:
-    async def bare(scope: Any, receive: Any, send: Any) -> None:
-        assert scope["type"] == "http"
-
-    async def work() -> None:
-        async with Lifespan(bare) as lifespan:
-            assert lifespan.state == {}
-
-    run(work())
-
-
-def test_a_lifespan_that_fails_is_told_in_the_learners_lines() -> None:
-    def fail() -> None:
-        raise ConnectionError("no queue")
-
-    async def work(app: FastAPI) -> None:
-        async with Lifespan(app):
-            pass
-
-    with pytest.raises(AppError, match=r"(?s)no arrancó.*test_asgi.py.*no queue") as start:
-        run(work(lifespan_app(at_start=fail)))
-    assert "site-packages" not in str(start.value)
-    with pytest.raises(AppError, match=r"(?s)al terminar.*no queue"):
-        run(work(lifespan_app(at_end=fail)))
-
-
-# Finding the application
-
-
-@pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", [*sys.path])
-    files = {
-        "labfound.py": "from fastapi import FastAPI\napp = FastAPI()\nclass box:\n    app = app\n"
-        "def create_app():\n    return app\ndef wsgi(environ, start_response): ...\nnumber = 3\n",
-        "labbroken.py": "value = {}\nvalue['missing']\n",
-        "labneeds.py": "import a_module_that_is_not_there\n",
-        "labexits.py": "import sys\nsys.exit('no settings')\n",
-    }
-    for name, text in files.items():
-        (tmp_path / name).write_text(text)
-    return tmp_path
-
-
-def test_an_application_is_found_by_its_name(package: Path) -> None:
-    assert load_app("labfound:app") is load_app("labfound:box.app") is sys.modules["labfound"].app
-
-
-@pytest.mark.parametrize(
-    ("target", "says"),
-    [
-        ("labfound", "paquete.modulo:atributo"),
-        ("labnowhere:app", "No existe el módulo «labnowhere»"),
-        ("labnowhere.deep:app", "No existe el módulo «labnowhere.deep»"),
-        ("labneeds:app", "(?s)No pude importar.*labneeds.py:1.*a_module_that_is_not_there"),
-        ("labbroken:app", "(?s)No pude importar.*labbroken.py:2.*value.*KeyError: 'missing'"),
-        ("labexits:app", "(?s)No pude importar.*no settings"),
-        ("labfound:ap", "no tiene «ap».*app"),
-        ("labfound:number", "es int, no una aplicación ASGI"),
-        ("labfound:create_app", "función que crea la aplicación"),
-        ("labfound:wsgi", "WSGI"),
-        ("labfound:FastAPI", "clase"),
-    ],
-)
-def test_a_wrong_name_is_explained(package: Path, target: str, says: str) -> None:
-    with pytest.raises(AppError, match=says):
-        load_app(target)
 
 
 def test_the_call_costs_next_to_nothing() -> None:
