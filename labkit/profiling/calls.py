@@ -14,7 +14,6 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from time import perf_counter
-from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -99,10 +98,13 @@ class Profile(Pictured):
         """The first functions as cProfile prints them; ``sort`` as in ``pstats`` ("tottime", "ncalls"...)."""
         stats: dict[Any, Any] = {}
         for one in self.functions:
-            key = Path(one.file).name or "~", one.line, one.name
+            known = (Path(one.file).name, one.line, one.name)
+            key = known if one.file else ("~", 0, f"<built-in method {one.name}>")
             stats[key] = one.calls, one.calls, one.own, one.cumulative, {}
-        text, source = io.StringIO(), SimpleNamespace(create_stats=lambda: None, stats=stats)
-        pstats.Stats(source, stream=text).sort_stats(sort).print_stats(rows)  # type: ignore[arg-type]
+        printer: Any = pstats.Stats(stream=(text := io.StringIO()))
+        printer.stats = stats
+        printer.get_top_level_stats()
+        printer.sort_stats(sort).print_stats(rows)
         return text.getvalue().strip()
 
     def __repr__(self) -> str:
@@ -158,7 +160,8 @@ async def profile_async(make: Callable[[], Awaitable[Any]], *, label: str = "") 
     application's loop.
 
     The first request fills the table of calls (of the endpoint; what FastAPI does around it is in the
-    picture), the second is sampled for the picture, the third is timed with no profiler at work.
+    picture), the second is sampled for the picture, the third is timed with no profiler at work. The picture
+    shares out that time in the proportions of the samples.
 
     Args:
         make: sends the request through FastAPI in this process.
@@ -170,6 +173,8 @@ async def profile_async(make: Callable[[], Awaitable[Any]], *, label: str = "") 
     samples, began = await _sampled(make), perf_counter()
     await make()
     wall = perf_counter() - began
+    real = wall / sum(seconds for _, seconds in samples) if samples else 1.0
+    samples = [(stack, real * seconds) for stack, seconds in samples]
     return _profile(label or getattr(reply, "label", ""), [*tracers, Tracer()][0], wall, samples)
 
 

@@ -98,22 +98,20 @@ def sample(
     Raises:
         MeasurementError: if the application does not start, py-spy is missing or the system forbids its look.
     """
-    spy = Path(sys.executable).with_name("py-spy")
-    if not spy.exists():
-        raise MeasurementError(say("profiling.no_spy", python=sys.executable))
+    look = [str(_spy()), "record", "--idle", "--full-filenames", "--format", "raw", "--rate", str(_RATE)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **(env or {})}
     with tempfile.TemporaryDirectory(prefix="labkit-") as name:
         folder, port, over = Path(name), ports.free(), Event()
         argv = [sys.executable, "-c", _SERVE, target, "--host", ports.HOST, "--port", str(port)]
         argv += ["--log-level", "warning", *(["--factory"] if factory else [])]
-        look = [str(spy), "record", "--idle", "--full-filenames", "--format", "raw", "--rate", str(_RATE)]
         look += ["--duration", str(max(1, round(seconds))), "--output", str(folder / "raw")]
+        server = watchdog.spawn(argv, log=folder / "log", name=target, env=environment)
         try:
-            with (
-                watchdog.spawn(argv, log=folder / "log", name=target, env=environment) as server,
-                ThreadPoolExecutor(clients) as pool,
-            ):
+            with server, ThreadPoolExecutor(clients) as pool:
                 server.until(lambda: _listens(port), 30.0)
+                over.set()
+                _ask(port, path, over)  # what is loaded at the first request is not what we look for
+                over.clear()
                 asking = [pool.submit(_ask, port, path, over) for _ in range(clients)]
                 look += ["--pid", str(server.pid)]
                 try:
@@ -121,7 +119,8 @@ def sample(
                 finally:
                     over.set()
         except ServiceError as error:
-            raise MeasurementError(say("profiling.not_served", target=target, error=error)) from error
+            line = server.last_line()
+            raise MeasurementError(say("profiling.not_served", target=target, line=line)) from error
         if spied.returncode:
             reason = " ".join(spied.stderr.partition("Stack backtrace")[0].split())
             raise MeasurementError(say("profiling.spy_failed", error=reason))
@@ -131,15 +130,22 @@ def sample(
     return SampleReport(f"GET {path}", seconds, len(statuses), errors, stacks)
 
 
+def _spy() -> Path:
+    spy = Path(sys.executable).with_name("py-spy")
+    if not spy.exists():
+        raise MeasurementError(say("profiling.no_spy", python=sys.executable))
+    return spy
+
+
 def _listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex((ports.HOST, port)) == 0
 
 
 def _ask(port: int, path: str, over: Event) -> list[int]:
-    """Request a path again and again; the statuses, 0 where there was no answer."""
+    """Request a path until it is over, once at least; the statuses, 0 where there was no answer."""
     statuses, connection = list[int](), http.client.HTTPConnection(ports.HOST, port, timeout=20)
-    while not over.is_set():
+    while not statuses or not over.is_set():
         try:
             connection.request("GET", path)
             reply = connection.getresponse()
