@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -76,7 +76,7 @@ class Shot:
         self.lazy = options is not None and options._lazy_loaded_from is not None
         self.template: Any = None
         self.stack: list[tuple[CodeType, int]] = []
-        # What costs most is to make frame objects. The innermost ones are SQLAlchemy's in any case: step over them.
+        # Frame objects cost most here. The innermost ones are SQLAlchemy's in any case: step over them.
         try:
             frame = sys._getframe(5)
             self._walk(sys._getframe(7) if frame.f_code.co_name == "_execute_on_connection" else frame)
@@ -129,9 +129,6 @@ class _Fetching:
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self._cursor, name, value)
 
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.fetchone, None)
-
     def fetchone(self) -> Any:
         shot, start = self._shot, perf_counter()
         row = self._cursor.fetchone()
@@ -141,15 +138,14 @@ class _Fetching:
         return row
 
     def fetchmany(self, *size: int) -> Any:
-        shot, start = self._shot, perf_counter()
-        rows = self._cursor.fetchmany(*size)
-        shot.fetching += perf_counter() - start
-        shot.rows += len(rows)
-        return rows
+        return self._several(self._cursor.fetchmany, *size)
 
     def fetchall(self) -> Any:
+        return self._several(self._cursor.fetchall)
+
+    def _several(self, fetch: Callable[..., Any], *size: int) -> Any:
         shot, start = self._shot, perf_counter()
-        rows = self._cursor.fetchall()
+        rows = fetch(*size)
         shot.fetching += perf_counter() - start
         shot.rows += len(rows)
         return rows
@@ -167,19 +163,15 @@ class _Fetching:
 _set_cursor, _set_shot = _Fetching._cursor.__set__, _Fetching._shot.__set__  # type: ignore[attr-defined]
 
 
-# Who listens in this context: whether details are wanted, and the lists to append to.
-_listening: ContextVar[tuple[bool, tuple[list[Shot | None], ...]] | None] = ContextVar(
-    "labkit_queries", default=None
-)
+# The lists to append to: who listens in this context, tasks and threadpool workers started in it included.
+_sinks: ContextVar[tuple[list[Shot], ...]] = ContextVar("labkit_queries", default=())
 
 
 def _before(connection: Any, cursor: Any, sql: str, values: Any, context: Any, many: bool) -> tuple[str, Any]:
-    if (listening := _listening.get()) is not None:
-        detailed, sinks = listening
-        shot = Shot(sql, values, many, connection.engine, context) if detailed else None
+    if sinks := _sinks.get():
+        context._labkit_shot = shot = Shot(sql, values, many, connection.engine, context)
         for sink in sinks:
             sink.append(shot)
-        context._labkit_shot = shot
     return sql, values
 
 
@@ -208,20 +200,19 @@ def _install() -> None:
     """Listen to every engine of the process, once."""
     event.listen(Engine, "after_cursor_execute", _after)
     event.listen(Engine, "handle_error", _failed)
-    # First in line, so that a simulated latency is measured; event.listen drops insert=True for engines (2.1).
+    # First in line, so that a simulated latency is measured; event.listen drops insert=True (2.1).
     event.api._event_key(Engine, "before_cursor_execute", _before).base_listen(insert=True)  # type: ignore[type-var]
 
 
 @contextmanager
-def listen(sink: list[Any], detailed: bool) -> Iterator[None]:
-    """Append a shot to ``sink`` for each statement of this context (None if no details are wanted)."""
+def listen(sink: list[Shot]) -> Iterator[None]:
+    """Append a shot to ``sink`` for each statement of this context."""
     _install()
-    outer = _listening.get() or (False, ())
-    token = _listening.set((detailed or outer[0], (*outer[1], sink)))
+    token = _sinks.set((*_sinks.get(), sink))
     try:
         yield
     finally:
-        _listening.reset(token)
+        _sinks.reset(token)
 
 
 def statement(shot: Shot, began: float) -> Statement:

@@ -23,8 +23,8 @@ def remedy(statement: Statement, fingerprint: str, keys: list[str], chains: dict
         statement: one of the repeated ones.
         fingerprint: its text without values.
         keys: the columns that are compared with another value each time.
-        chains: options already advised, by the class that they load; a load on a deeper level is joined to its
-            parent's. Added to.
+        chains: options advised so far, by the class that they load: a load on a deeper level is joined to
+            that of its parent. Added to.
     """
     compiled, lazy = statement.origin
     clause = getattr(compiled, "statement", None)
@@ -102,10 +102,7 @@ class _Names:
         mappers = [m for m in self._mappers.values() if all(name in m.column_attrs for name in wanted)]
         if len(mappers) != 1 or not all(mappers[0].column_attrs[name].deferred for name in wanted):
             return []
-        return [
-            (mappers[0].local_table.name, mappers[0].column_attrs[name].columns[0].name)
-            for name in sorted(wanted)
-        ]
+        return [(mappers[0].local_table.name, mappers[0].column_attrs[name].columns[0].name) for name in sorted(wanted)]
 
 
 def _expression(clause: Any, sql: str, verb: str, keys: list[str], names: _Names) -> str:

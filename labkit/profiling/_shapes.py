@@ -71,9 +71,7 @@ def shape(sql: str) -> Shape:
                     role, column = after[0][1][0].replace(">", "<"), after[1][1]
             key: str | int = position
             if kind == "mark":
-                bare = (
-                    text.lstrip("?$:%(").removesuffix("s").removesuffix(")") if text[0] == "%" else text[1:]
-                )
+                bare = text.lstrip("?$:%(").removesuffix("s").removesuffix(")") if text[0] == "%" else text[1:]
                 key = int(bare) - 1 if bare.isdigit() else bare or position
                 position += 1
             slots.append(Slot(role, column, text if kind == "literal" else None, key))

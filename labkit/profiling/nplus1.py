@@ -107,9 +107,7 @@ def find(statements: Sequence[Statement]) -> tuple[Finding, ...]:
     chains: dict[Any, str] = {}
     for (fingerprint, site), calls in groups.items():
         paths = Counter(call.statement.path for call in calls)
-        looped = [
-            call for call in calls if paths[call.statement.path] > 1
-        ]  # not a helper called from here and there
+        looped = [call for call in calls if paths[call.statement.path] > 1]  # not a helper called from here and there
         if len(looped) < LEAST or not (varying := _varying(looped)):
             continue
         file, line = site or ("", 0)
@@ -137,12 +135,7 @@ def _pieces(lists: list[tuple[Any, ...]]) -> bool:
     """Whether the IN lists are one long list cut into pieces of the same length, the last one shorter."""
     sizes = [len(one) for one in lists]
     disjoint = len({value for one in lists for value in one}) == sum(sizes)
-    return (
-        sizes[0] > 1
-        and set(sizes[:-1]) == {sizes[0]}
-        and sizes[-1] <= sizes[0]
-        and (disjoint or sizes[0] >= 10)
-    )
+    return sizes[0] > 1 and set(sizes[:-1]) == {sizes[0]} and sizes[-1] <= sizes[0] and (disjoint or sizes[0] >= 10)
 
 
 def _paging(calls: list[_Call], varying: list[int]) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import pandas as pd
-from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy import Connection, CursorResult, Engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from labkit._html import Safe, card, code, join, tag
@@ -27,11 +27,12 @@ _WRITES = re.compile(r"\b(INSERT|UPDATE|DELETE|MERGE)\b", re.IGNORECASE)
 _ACTIVITY = """
     SELECT pid, state, wait_event_type, wait_event, left(query, 500) AS query,
            extract(epoch FROM clock_timestamp() - query_start)::float AS seconds
-    FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() ORDER BY query_start"""
+    FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()
+    ORDER BY query_start"""
 _TOP = """
     SELECT calls, total_exec_time AS total_ms, mean_exec_time AS mean_ms, rows, left(query, 500) AS query
-    FROM pg_stat_statements WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database())
-      AND query NOT ILIKE '%password%'
+    FROM pg_stat_statements JOIN pg_database ON pg_database.oid = dbid
+    WHERE datname = current_database() AND query NOT ILIKE '%password%'
     ORDER BY total_exec_time DESC LIMIT :most"""
 
 
@@ -98,14 +99,10 @@ class Plan:
     def _repr_html_(self) -> Safe:
         lines = join(tag("div", line) for line in self.says.removesuffix(".").split("; "))
         colour, symbol = (VERMILION, "▲") if self.scans else (GREEN, "●")
-        return card(
-            code(" ".join(self.sql.split())), lines, colour=colour, symbol=symbol, note=tag("pre", self.text)
-        )
+        return card(code(" ".join(self.sql.split())), lines, colour=colour, symbol=symbol, note=tag("pre", self.text))
 
 
-def explain(
-    database: Engine | Connection, statement: Any, parameters: Any = None, analyze: bool | None = None
-) -> Plan:
+def explain(database: Engine | Connection, statement: Any, parameters: Any = None, analyze: bool | None = None) -> Plan:
     """Ask the database how it runs a statement.
 
     Args:
@@ -129,13 +126,13 @@ def explain(
 
 
 def activity(database: Engine | Connection) -> pd.DataFrame:
-    """What the other connections to this PostgreSQL database do now: state, what they wait for, query, seconds.
+    """What the other connections to this PostgreSQL database do now: state, what they wait for, query, time.
 
     Raises:
         MeasurementError: if it is not PostgreSQL.
     """
     with _connected(database, "postgresql") as connection:
-        return pd.DataFrame(connection.execute(text(_ACTIVITY)).mappings().all())
+        return _frame(connection.execute(text(_ACTIVITY)))
 
 
 def top_statements(database: Engine | Connection, most: int = 10) -> pd.DataFrame:
@@ -145,7 +142,12 @@ def top_statements(database: Engine | Connection, most: int = 10) -> pd.DataFram
         MeasurementError: if it is not PostgreSQL, or the extension pg_stat_statements is not there.
     """
     with _connected(database, "postgresql") as connection:
-        return pd.DataFrame(connection.execute(text(_TOP), {"most": most}).mappings().all())
+        return _frame(connection.execute(text(_TOP), {"most": most}))
+
+
+def _frame(result: CursorResult[Any]) -> pd.DataFrame:
+    names = list(result.keys())
+    return pd.DataFrame([tuple(row) for row in result], columns=names)
 
 
 @contextmanager
@@ -154,9 +156,7 @@ def _connected(database: Any, *dialects: str) -> Iterator[Connection]:
     if not isinstance(database, Engine | Connection):
         raise MeasurementError(say("profiling.plan_engine", kind=type(database).__name__))
     if database.dialect.name not in dialects:
-        raise MeasurementError(
-            say("profiling.plan_dialect", dialect=database.dialect.name, known=", ".join(dialects))
-        )
+        raise MeasurementError(say("profiling.plan_dialect", dialect=database.dialect.name, known=", ".join(dialects)))
     with ExitStack() as stack:
         connection = stack.enter_context(database.connect()) if isinstance(database, Engine) else database
         transaction = connection.begin_nested() if connection.in_transaction() else connection.begin()
@@ -183,12 +183,9 @@ def _ask(connection: Connection, command: str, statement: Any, parameters: Any) 
 
     event.listen(connection, "before_cursor_execute", before, retval=True)
     event.listen(connection, "after_cursor_execute", after)
+    named = not parameters or (isinstance(parameters, dict) and ":" in str(statement))
     try:
-        if (
-            isinstance(statement, str)
-            and parameters
-            and not (isinstance(parameters, dict) and ":" in statement)
-        ):
+        if isinstance(statement, str) and not named:
             connection.exec_driver_sql(statement, parameters)
         else:
             connection.execute(text(statement) if isinstance(statement, str) else statement, parameters or {})

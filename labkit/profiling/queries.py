@@ -21,39 +21,24 @@ from labkit import plots
 from labkit._frames import Site
 from labkit._html import Safe, card, code, join, table, tag
 from labkit._text import duration, number, say
-from labkit.profiling._capture import Statement, listen, statement
+from labkit.profiling._capture import Shot, Statement, listen, statement
 from labkit.profiling.nplus1 import Finding, find
 
 COLOURS = (plots.VERMILION, plots.BLUE, plots.GREEN, plots.ORANGE, plots.PURPLE, plots.SKY, plots.GREY)
 MOST = len(COLOURS)  # lines of code that a picture or a card shows
 
 
-class Counter:
-    """How many statements ran."""
+class QueryRecorder:
+    """The statements that ran inside ``record()``."""
 
     def __init__(self) -> None:
-        self._shots: list[Any] = []
+        self._shots: list[Shot] = []
+        self._start, self._stop = perf_counter(), 0.0
 
     @property
     def count(self) -> int:
         """Statements so far; stays as it is once the ``with`` block is left."""
         return len(self._shots)
-
-    def _close(self) -> None:
-        self._shots = list(self._shots)  # a task that outlives the recording goes on with the old list
-
-
-class QueryRecorder(Counter):
-    """The statements that ran inside ``record()``."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._start = perf_counter()
-        self._stop: float | None = None
-
-    def _close(self) -> None:
-        super()._close()
-        self._stop = perf_counter()
 
     def report(
         self,
@@ -88,21 +73,11 @@ def record() -> Iterator[QueryRecorder]:
     """
     recorder = QueryRecorder()
     try:
-        with listen(recorder._shots, detailed=True):
+        with listen(recorder._shots):
             yield recorder
     finally:
-        recorder._close()
-
-
-@contextmanager
-def count_only() -> Iterator[Counter]:
-    """Count the statements of this context and nothing else."""
-    counter = Counter()
-    try:
-        with listen(counter._shots, detailed=False):
-            yield counter
-    finally:
-        counter._close()
+        recorder._shots = list(recorder._shots)  # a task that outlives the block goes on with the old list
+        recorder._stop = perf_counter()
 
 
 @dataclass(frozen=True)
@@ -126,34 +101,27 @@ class QueryReport:
     @property
     def df(self) -> pd.DataFrame:
         """One row a statement, in the order they ran."""
-        return pd.DataFrame(
-            {
-                "start_ms": s.start * 1e3,
-                "ms": s.elapsed * 1e3,
-                "rows": s.rows,
-                "sql": " ".join(s.sql.split()),
-                "parameters": str(s.parameters),
-                "place": _place(s.site),
-                "function": s.site.function if s.site else "",
-                "engine": s.engine,
-                "many": s.many,
-                "error": s.error,
-            }
-            for s in self.statements
-        )
+        columns = {
+            "start_ms": [s.start * 1e3 for s in self.statements],
+            "ms": [s.elapsed * 1e3 for s in self.statements],
+            "rows": [s.rows for s in self.statements],
+            "sql": [" ".join(s.sql.split()) for s in self.statements],
+            "parameters": [str(s.parameters) for s in self.statements],
+            "place": [_place(s.site) for s in self.statements],
+            "engine": [s.engine for s in self.statements],
+            "many": [s.many for s in self.statements],
+            "error": [s.error for s in self.statements],
+        }
+        return pd.DataFrame(columns)
 
     def by_site(self) -> pd.DataFrame:
         """One row a line of code, the busiest first: its source, how often it asked, milliseconds, rows."""
-        return pd.DataFrame(
-            {
-                "place": _place(site),
-                "code": linecache.getline(site.file, site.line).strip() if site else "",
-                "count": len(own),
-                "ms": sum(s.elapsed for s in own) * 1e3,
-                "rows": sum(s.rows or 0 for s in own),
-            }
-            for site, own in self._lanes
-        )
+        rows = []
+        for site, own in self._lanes:
+            source = linecache.getline(site.file, site.line).strip() if site else ""
+            ms, fetched = sum(s.elapsed for s in own) * 1e3, sum(s.rows or 0 for s in own)
+            rows.append([_place(site), source, len(own), ms, fetched])
+        return pd.DataFrame(rows, columns=["place", "code", "count", "ms", "rows"])
 
     @property
     def _lanes(self) -> list[tuple[Site | None, list[Statement]]]:
@@ -163,14 +131,12 @@ class QueryReport:
         return sorted(lanes.items(), key=lambda lane: -len(lane[1]))
 
     @property
-    def _latency(self) -> str:
-        return say("profiling.latency_note", ms=self.latency_ms) if self.latency_ms else ""
+    def _summary(self) -> str:
+        return f"{_counted('statements', self.count)}, {duration(self.elapsed)} {self._latency}".strip()
 
     @property
-    def _summary(self) -> str:
-        return say(
-            "profiling.queries_summary", count=self.count, time=duration(self.elapsed), note=self._latency
-        )
+    def _latency(self) -> str:
+        return say("profiling.latency_note", ms=self.latency_ms) if self.latency_ms else ""
 
     def plot(self) -> plots.Figure:
         """When each statement ran: a lane and a colour for each line of code, the busiest on top."""
@@ -178,17 +144,18 @@ class QueryReport:
 
         def draw(axes: Any) -> None:
             for y, ((_, own), colour) in enumerate(zip(lanes, COLOURS, strict=False)):
-                spans = [(s.start * 1e3, s.elapsed * 1e3) for s in own]
-                axes.broken_barh(spans, (y - 0.32, 0.64), color=colour, linewidth=0.4)
-            labels = [say("profiling.lane", place=_place(site), count=len(own)) for site, own in lanes]
+                spans = [(s.start, s.elapsed) for s in own]
+                axes.broken_barh(spans, (y - 0.32, 0.64), color=colour, linewidth=0.4 if len(own) > 99 else 1.2)
+            labels = [f"{_place(site)}\n×{number(len(own))}" for site, own in lanes]
             axes.set_yticks(range(len(lanes)), labels)
             axes.set_ylim(max(len(lanes), 1) - 0.5, -0.5)
-            axes.set_xlim(0, self.elapsed * 1e3 or 1)
+            axes.set_xlim(0, self.elapsed or 1)
             axes.set_xlabel(say("profiling.time_axis", label=self.label, note=self._latency).strip())
             axes.grid(axis="y", visible=False)
+            plots.durations(axes.xaxis)
 
-        title = say("profiling.queries_title", count=self.count, sites=len(self._lanes))
-        alt = say("profiling.queries_alt", title=title, time=duration(self.elapsed))
+        title = f"{_counted('statements', self.count)} {_counted('from_lines', len(self._lanes))}"
+        alt = say("profiling.queries_alt", title=title, summary=self._summary)
         size = (9.0, 1.4 + 0.6 * max(len(lanes), 1))
         return plots.figure(draw, title=title, alt=alt, data=self.by_site(), size=size)
 
@@ -200,10 +167,12 @@ class QueryReport:
             tag("div", join([one.says, " ", say("profiling.instead"), " ", code(one.fix)]), "margin:4px 0")
             for one in self.findings
         ]
-        rows = [
-            (place, code(source), number(count), duration(ms / 1e3), number(fetched))
-            for place, source, count, ms, fetched in self.by_site().head(MOST).values.tolist()
-        ]
+        rows = []
+        for colour, (place, source, count, ms, fetched) in zip(COLOURS, self.by_site().values, strict=False):
+            where = join([tag("span", "■ ", f"color:{colour}", aria_hidden="true"), place])
+            what = tag("span", code(source), "overflow-wrap:anywhere")
+            row = tag("span", where, "white-space:nowrap"), what, number(count), duration(ms / 1e3)
+            rows.append([*row, number(fetched)])
         header = [say(f"profiling.head_{name}") for name in ("place", "code", "count", "time", "rows")]
         return card(
             join([self.label, " · " if self.label else "", self._summary]),
@@ -212,6 +181,10 @@ class QueryReport:
             symbol="▲" if found else "●",
             note=say("profiling.time_covers"),
         )
+
+
+def _counted(noun: str, count: int) -> str:
+    return say(f"profiling.{noun}_one" if count == 1 else f"profiling.{noun}", count=count)
 
 
 def _place(site: Site | None) -> str:
