@@ -15,7 +15,11 @@ say = Catalogue("labkit.course")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status: 0, or 1 after a sentence on the standard error."""
-    command = _parser().parse_args(argv)
+    parser = _parser()
+    command, rest = parser.parse_known_args(argv)
+    command.rest = rest
+    if rest and command.run is not _notebooks:
+        parser.error(f"unknown: {' '.join(rest)}")
     try:
         status: int = command.run(command)
     except LabkitError as error:
@@ -31,13 +35,11 @@ def _parser() -> argparse.ArgumentParser:
     lab = commands.add_parser("lab", help="copy the notebooks to work/ and open JupyterLab")
     _language(lab)
     lab.add_argument("--port", type=int, default=8888, help="the port to try first (default: %(default)s)")
-    lab.add_argument(
-        "--no-browser", dest="browser", action="store_false", default=None, help="print the address only"
-    )
+    lab.add_argument("--no-browser", dest="browser", action="store_false", default=None, help="print the address only")
     lab.set_defaults(run=_lab)
 
-    notebooks = commands.add_parser("notebooks", help="build every edition from notebooks/source")
-    notebooks.add_argument("--check", action="store_true", help="only say whether they are up to date")
+    builder = "build every edition from notebooks/source (--check: only say whether they are up to date)"
+    notebooks = commands.add_parser("notebooks", help=builder, add_help=False)
     notebooks.set_defaults(run=_notebooks)
 
     reset = commands.add_parser("reset", help="bring one lesson back; yours is kept in work/backup")
@@ -63,7 +65,7 @@ def _lab(command: argparse.Namespace) -> int:
 def _notebooks(command: argparse.Namespace) -> int:
     from labkit.course import editions
 
-    return int(editions.main(["--check"] if command.check else []) or 0)
+    return editions.main(command.rest)
 
 
 def _reset(command: argparse.Namespace) -> int:
