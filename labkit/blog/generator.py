@@ -32,9 +32,7 @@ JOINED, WRITTEN = datetime(2024, 1, 1), datetime(2025, 1, 1)
 _DAY = 86_400
 # How much is written on each weekday (from Monday) and in each hour (UTC) of a day.
 _WEEK = np.array([1.0, 1.1, 1.15, 1.1, 0.9, 0.5, 0.55])
-_HOURS = np.array(
-    [6, 4, 2, 1, 1, 1, 1, 1, 2, 3, 4, 6, 8, 10, 12, 13, 12, 11, 11, 12, 12, 11, 10, 8], dtype=float
-)
+_HOURS = np.array([6, 4, 2, 1, 1, 1, 1, 1, 2, 3, 4, 6, 8, 10, 12, 13, 12, 11, 11, 12, 12, 11, 10, 8], dtype=float)
 
 Integers = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
@@ -117,9 +115,7 @@ def generate(seed: int = SEED, scale: int = 1) -> BlogData:
     user_spanish = rng.random(users) < 0.65
     user_time = np.sort(_moments(rng, users, days=366, first=JOINED))
 
-    author = np.concatenate([_feed_authors(rng), _other_authors(rng, users, posts - FEED_POSTS)])[
-        _order(rng, posts)
-    ]
+    author = np.concatenate([_feed_authors(rng), _other_authors(rng, users, posts - FEED_POSTS)])[_order(rng, posts)]
     # A writer keeps to her language nine times out of ten.
     post_spanish = user_spanish[author - 1] ^ (rng.random(posts) < 0.1)
     post_time = 366 * _DAY + np.sort(_moments(rng, posts, days=365, first=WRITTEN))
