@@ -81,9 +81,7 @@ def test_the_feeds_give_one_answer_from_1051_2_and_1_statements(folder: Path) ->
             answers = {path: await counter.get(client, path) for path in (SLOW, FAST, FASTEST)}
             assert [count for count, _ in answers.values()] == [1_051, 2, 1]
             assert {response.status_code for _, response in answers.values()} == {200}
-            assert {response.headers["content-type"] for _, response in answers.values()} == {
-                "application/json"
-            }
+            assert {response.headers["content-type"] for _, response in answers.values()} == {"application/json"}
             assert len({response.content for _, response in answers.values()}) == 1
             with app.state.session_factory() as session:
                 assert answers[SLOW][1].json() == expected(session)
@@ -232,9 +230,7 @@ def test_uvicorn_serves_the_factory(folder: Path, tmp_path: Path) -> None:
     arguments = ["-m", "uvicorn", "--factory", "labkit.blog:create_app", "--port", "0"]
     with (
         log.open("w") as file,
-        subprocess.Popen(
-            [sys.executable, *arguments], stderr=file, env={"LABKIT_WORK": str(folder)}
-        ) as process,
+        subprocess.Popen([sys.executable, *arguments], stderr=file, env={"LABKIT_WORK": str(folder)}) as process,
     ):
         try:
             while not (found := re.search(r"running on (http://127.0.0.1:\d+)", log.read_text())):

@@ -106,9 +106,7 @@ def test_rows_do_not_depend_on_where_a_chunk_begins() -> None:
     data = generate()
     for table, size in data.sizes.items():
         whole = list(data.rows(table))
-        chunks = [
-            row for start in range(0, size, 777) for row in data.rows(table, start, min(start + 777, size))
-        ]
+        chunks = [row for start in range(0, size, 777) for row in data.rows(table, start, min(start + 777, size))]
         assert chunks == whole
 
 
@@ -125,9 +123,7 @@ def test_a_scale_that_cannot_be_is_refused(scale: object) -> None:
         generate(scale=scale)  # type: ignore[arg-type]
 
 
-@given(
-    st.integers(0, 7), st.lists(st.integers(0, 2**16 - 1), min_size=3, max_size=3), st.integers(0, 2**16 - 1)
-)
+@given(st.integers(0, 7), st.lists(st.integers(0, 2**16 - 1), min_size=3, max_size=3), st.integers(0, 2**16 - 1))
 def test_texts_read_like_texts(topic: int, draws: list[int], draw: int) -> None:
     for language in ("es", "en"):
         title, body = words.title(language, topic, draws), words.body(language, topic, draw)

@@ -78,9 +78,7 @@ def test_both_databases_give_the_same_bytes(engine: Engine, tmp_path: Path) -> N
     assert len(set(anyio.run(both))) == 1
 
 
-def test_prepared_once_then_reused_and_made_anew_when_stale(
-    empty: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_prepared_once_then_reused_and_made_anew_when_stale(empty: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[int, int]] = []
 
     def note(done: int, total: int) -> None:
@@ -107,8 +105,7 @@ def test_an_interrupted_build_leaves_nothing(empty: Engine) -> None:
 def test_of_two_at_once_one_writes(empty: Engine) -> None:
     calls: list[int] = []
     threads = [
-        threading.Thread(target=prepare, args=(empty, 1, lambda done, total: calls.append(done)))
-        for _ in range(2)
+        threading.Thread(target=prepare, args=(empty, 1, lambda done, total: calls.append(done))) for _ in range(2)
     ]
     for thread in threads:
         thread.start()
@@ -140,9 +137,7 @@ def test_indexes_are_made_dropped_and_used(engine: Engine) -> None:
     assert indexes.present(engine) == ()
     assert indexes.create(engine) == indexes.present(engine) == names
     with engine.connect() as connection:
-        count = (
-            select(func.count()).where(Comment.post_id == 7).compile(compile_kwargs={"literal_binds": True})
-        )
+        count = select(func.count()).where(Comment.post_id == 7).compile(compile_kwargs={"literal_binds": True})
         plan = " ".join(connection.scalars(text(f"EXPLAIN {count}")))
         assert "Index Only Scan using ix_comments_post_id" in plan
     indexes.drop(engine)

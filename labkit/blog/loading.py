@@ -161,6 +161,7 @@ def _alone(lock: Path) -> Iterator[None]:
     try:
         while True:
             try:
+                connection.execute("PRAGMA journal_mode = OFF")  # no second file: nothing is written
                 connection.execute("BEGIN EXCLUSIVE")
                 break
             except sqlite3.OperationalError as error:
