@@ -114,13 +114,13 @@ def explain(database: Engine | Connection, statement: Any, parameters: Any = Non
     Raises:
         MeasurementError: if the database is neither SQLite nor PostgreSQL, or refuses the statement.
     """
-    if isinstance(statement, Statement):
-        statement, parameters = statement.sql, parameters if parameters is not None else statement.values
     with _connected(database, "sqlite", "postgresql") as connection:
         if connection.dialect.name == "sqlite":
             return _sqlite_plan(connection, *_ask(connection, "EXPLAIN QUERY PLAN", statement, parameters))
         if analyze is None:
-            analyze = getattr(statement, "is_select", False) or not _WRITES.search(str(statement))
+            analyze = getattr(statement, "is_select", False) or not _WRITES.search(
+                getattr(statement, "sql", str(statement))
+            )
         command = f"EXPLAIN ({'ANALYZE, BUFFERS, ' if analyze else ''}FORMAT JSON)"
         return _postgres_plan(*_ask(connection, command, statement, parameters))
 
@@ -142,6 +142,8 @@ def top_statements(database: Engine | Connection, most: int = 10) -> pd.DataFram
         MeasurementError: if it is not PostgreSQL, or the extension pg_stat_statements is not there.
     """
     with _connected(database, "postgresql") as connection:
+        if not connection.scalar(text("SELECT count(*) FROM pg_extension WHERE extname = 'pg_stat_statements'")):
+            raise MeasurementError(say("profiling.no_statistics"))
         return _frame(connection.execute(text(_TOP), {"most": most}))
 
 
@@ -183,9 +185,10 @@ def _ask(connection: Connection, command: str, statement: Any, parameters: Any) 
 
     event.listen(connection, "before_cursor_execute", before, retval=True)
     event.listen(connection, "after_cursor_execute", after)
-    named = not parameters or (isinstance(parameters, dict) and ":" in str(statement))
     try:
-        if isinstance(statement, str) and not named:
+        if isinstance(statement, Statement):
+            connection.exec_driver_sql(statement.sql, parameters or statement.values or None)
+        elif isinstance(statement, str) and parameters and ("%(" in statement or not isinstance(parameters, dict)):
             connection.exec_driver_sql(statement, parameters)
         else:
             connection.execute(text(statement) if isinstance(statement, str) else statement, parameters or {})
