@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from pathlib import Path
 
 from labkit import plots
 from labkit._frames import is_user_frame
@@ -15,6 +16,7 @@ Frame = tuple[str, str]  # file and function; "" is the file of what is not writ
 Stack = tuple[Sequence[Frame], float]  # outermost frame first, and the seconds spent in the innermost
 AWAIT: Frame = ("", "[await]")
 
+_OURS = str(Path(plots.__file__).parent)
 _PACKAGE = re.compile(r"[/\\](?:site|dist)-packages[/\\]([^/\\]+?)(?:\.py)?(?:[/\\]|$)")
 _BORDER = re.compile(
     r"(asyncio[/\\]events|labkit[/\\]profiling[/\\](calls|_endpoints))\.py:"
@@ -42,10 +44,10 @@ def _box(frame: Frame) -> tuple[str, bool] | None:
     if is_user_frame(file):
         name = function.rpartition("<locals>.")[2]
         return None if name.startswith("<") else (name, True)
+    if file.startswith(_OURS):
+        return (say("profiling.latency") if file.endswith("faults.py") else "labkit"), False
     package, folder = _PACKAGE.search(file), re.split(r"[/\\]", file)[-2]
-    name = (
-        package[1] if package else "labkit" if "labkit" in file else folder if folder in _NAMED else "python"
-    )
+    name = package[1] if package else folder if folder in _NAMED else "python"
     return ("fastapi" if name in _FRAMEWORK else name), False
 
 

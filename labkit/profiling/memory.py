@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from types import CodeType, FrameType
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import memory_profiler
 import pandas as pd
@@ -26,7 +26,6 @@ from labkit.profiling import _endpoints
 from labkit.profiling._source import SourceReport, by_line
 
 _MIB = 2**20
-_DEPTH = 40  # frames that tracemalloc keeps of each allocation, to find the line of ours that led to it
 
 
 def _mib(size: float) -> str:
@@ -38,11 +37,11 @@ class MemoryReport(SourceReport):
     """Memory by line in one request; sizes in MiB.
 
     ``df`` has ``hits``, ``increment`` (what the process grew by while the line ran, all its hits
-    together), ``rss`` (the largest size of the process after it) and ``kept`` (what Python had allocated
-    through this line and still held when the function returned).
+    together), ``rss`` (the largest size of the process after it) and ``kept`` (what Python held
+    more after the line than before it: negative where it let go).
 
     Attributes:
-        peak: the most that Python's allocator held for the endpoint (tracemalloc), in MiB.
+        peak: the most that Python's allocator held during the request (tracemalloc), in MiB.
         cut: whether the time limit ended the line by line view: ``increment`` covers what ran before.
     """
 
@@ -117,31 +116,21 @@ class _Growth(_Watch):
 
 
 class _Kept(_Watch):
-    """Looks when a function returns, while its variables are still alive, and keeps the largest such
-    moment."""
+    """What Python's allocator holds more after each line than before it, in bytes."""
 
     def __init__(self, codes: Iterable[CodeType]) -> None:
         super().__init__(codes)
-        self._first, self._most = tracemalloc.get_traced_memory()[0], 0
-        self._snapshot: tracemalloc.Snapshot | None = None
-        tracemalloc.reset_peak()
+        self.lines = dict[tuple[CodeType, int], int]()
+        self._at = dict[FrameType, tuple[int, int]]()
 
     def see(self, frame: FrameType, event: str) -> None:
-        frame.f_trace_lines = False
-        held = tracemalloc.get_traced_memory()[0] - self._first
-        if event == "return" and (self._snapshot is None or held > 1.25 * self._most):
-            self._most, self._snapshot = held, tracemalloc.take_snapshot()
-
-    def summed(self) -> Self:
-        """Sum up in MiB; what a function led to by calling others is charged to its own line."""
-        self.peak = (tracemalloc.get_traced_memory()[1] - self._first) / _MIB
-        self.lines = dict[tuple[CodeType, int], float]()
-        places = {(code.co_filename, line): code for code in self.codes for *_, line in code.co_lines()}
-        for group in self._snapshot.statistics("traceback") if self._snapshot else ():
-            frames = [(places.get((one.filename, one.lineno)), one.lineno) for one in group.traceback]
-            for code, line in {code: line for code, line in frames if code is not None}.items():
-                self.lines[code, line] = self.lines.get((code, line), 0.0) + group.size / _MIB
-        return self
+        held = tracemalloc.get_traced_memory()[0]
+        if frame in self._at:
+            line, before = self._at.pop(frame)
+            key = frame.f_code, line
+            self.lines[key] = self.lines.get(key, 0) + held - before
+        if event != "return":
+            self._at[frame] = frame.f_lineno, held
 
 
 async def memory_of(
@@ -168,16 +157,19 @@ async def memory_of(
         return _endpoints.enclose(call, lambda: _Growth(codes, deadline), grown.append)
 
     def keeping(call: Callable[..., Any]) -> Callable[..., Any]:
-        return _endpoints.enclose(call, lambda: _Kept(codes), lambda one: kept.append(one.summed()))
+        return _endpoints.enclose(call, lambda: _Kept(codes), kept.append)
 
     with _endpoints.around(growth):
         reply = await make()
     ours = not tracemalloc.is_tracing()
     if ours:
-        tracemalloc.start(_DEPTH)
+        tracemalloc.start()
     try:
         with _endpoints.around(keeping):
+            first = tracemalloc.get_traced_memory()[0]
+            tracemalloc.reset_peak()
             await make()
+            peak = (tracemalloc.get_traced_memory()[1] - first) / _MIB
     finally:
         if ours:
             tracemalloc.stop()
@@ -187,9 +179,9 @@ async def memory_of(
         seen = [one.profilers[code].lines[line] for one in grown if line in one.profilers[code].lines]
         seen = seen if line > code.co_firstlineno else []
         increments, sizes, hits = zip(*seen or [(0.0, 0.0, 0)], strict=True)
-        held = max((one.lines.get((code, line), 0.0) for one in kept), default=0)
+        held = sum(one.lines.get((code, line), 0) for one in kept) / _MIB
         return {"hits": sum(hits), "increment": sum(increments), "rss": max(sizes), "kept": held}
 
     df = by_line(codes, reply, measured)
-    peak, cut = max((one.peak for one in kept), default=0.0), any(one.cut for one in grown)
+    cut = any(one.cut for one in grown)
     return MemoryReport(getattr(reply, "label", ""), df, tuple(codes), peak, cut)
