@@ -92,7 +92,8 @@ class SourceReport:
             rows = self.df[self.df.function == one.co_qualname].itertuples()
             parts.append(tag("div", join([code(one.co_qualname), " ", place(one)]), f"color:{FAINT}"))
             style = f"border-collapse:collapse;color:{INK};background:transparent;font-size:12.5px"
-            parts.append(tag("table", join([tag("tr", titles), *map(line, rows)]), style))
+            table = tag("table", join([tag("tr", titles), *map(line, rows)]), style)
+            parts.append(tag("div", table, "overflow-x:auto"))
         return card(f"{self.label}: {self.says}", join(parts), note=say(f"profiling.{self.room}_note"))
 
 
