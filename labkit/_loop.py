@@ -13,7 +13,6 @@ import atexit
 import threading
 from collections.abc import Callable, Coroutine, Iterable
 from contextlib import AbstractAsyncContextManager, suppress
-from contextvars import copy_context
 from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any, TypeVar
@@ -98,9 +97,7 @@ class LoopThread:
                 home.thread.join(GRACE)
                 raise failure
 
-    def run(
-        self, make: Callable[[], Coroutine[Any, Any, T]], timeout: float | None = None, label: str = ""
-    ) -> T:
+    def run(self, make: Callable[[], Coroutine[Any, Any, T]], timeout: float | None = None, label: str = "") -> T:
         """Run ``make()`` in the loop and wait for what it returns.
 
         Args:
@@ -139,7 +136,7 @@ class LoopThread:
                 task.add_done_callback(home.jobs.discard)
 
         try:
-            home.post(copy_context().run, begin)
+            home.post(begin)
             result, error = self._wait(home, job, box)
         except KeyboardInterrupt:
             self._interrupted(home, job)
@@ -184,7 +181,6 @@ class LoopThread:
         family = [job, *(flight for flight in tuple(home.flights) if flight.parent is job)]
         for flight in family:
             flight.deadline = 0.0
-        home.post(job.cancel, home)
 
         def mend() -> None:
             try:

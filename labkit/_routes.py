@@ -73,8 +73,8 @@ class _Map:
 class Keeper:
     """Keeps an application's routes free of what a newer declaration replaced.
 
-    What stands there at the beginning is the application's own affair, except for functions of a notebook or
-    script (``__main__``) that are declared twice in one router: there a cell has already run again.
+    What stands there at the beginning is the application's own affair; only functions of a notebook or script
+    (``__main__``) replace what came before them even then: a cell has run already, perhaps more than once.
     """
 
     def __init__(self, app: Any) -> None:
@@ -120,22 +120,23 @@ class Keeper:
         for new in reversed(fresh):  # of two that are new the later wins
             for old in seen.entries:
                 if new.route in new.siblings and old.route in old.siblings and old.key == new.key:
-                    changed |= self._replace(old, new, seen, first)
+                    changed |= self._replace(old, new, seen)
         if changed:
             _forget(seen.owners)
             seen = _Map(self.app)
         self._known = {id(entry.route): entry.route for entry in seen.entries}
         self._lists, self._sizes = seen.lists, list(map(len, seen.lists))
 
-    def _replace(self, old: _Entry, new: _Entry, seen: _Map, first: bool) -> bool:
+    def _replace(self, old: _Entry, new: _Entry, seen: _Map) -> bool:
         """Take away from ``old`` what ``new`` answers to; whether there was anything."""
         shared = old.methods & new.methods
         together = old.siblings is new.siblings
-        if old.route is new.route or not shared or (first and not (together and _typed(old.route))):
+        if old.route is new.route or not shared:
             return False
-        if together and seen.entries.index(old) > seen.entries.index(new):
-            return False
-        if not together and id(old.route) not in self._known:
+        if together:
+            if seen.entries.index(old) > seen.entries.index(new):
+                return False
+        elif id(old.route) not in self._known and _typed(old.route) >= _typed(new.route):
             return False  # both are new, in different routers: which is the newer cannot be told
         # Stand ahead of what is replaced, or of the router through which that is reached.
         way = next((owner for routes, owner in old.above if routes is new.siblings), None)

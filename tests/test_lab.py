@@ -33,9 +33,7 @@ def test_every_verb_and_option() -> None:
 
 def test_unusable_requests_are_explained() -> None:
     with Lab(plain()) as lab:
-        with pytest.raises(
-            RequestError, match=r"no tiene la opción data, timeout\. Tiene: params, headers, json"
-        ):
+        with pytest.raises(RequestError, match=r"no tiene la opción data, timeout\. Tiene: params, headers, json"):
             lab.post("/method", data={}, timeout=3)
         with pytest.raises(RequestError, match="no empieza con"):
             lab.get("async")
@@ -66,6 +64,8 @@ def test_a_limit_holds_for_each_request_of_a_job_and_for_the_job() -> None:
         try:
             await client.call("GET", "/hangs")
         except RequestTimeout:
+            task = asyncio.current_task()
+            assert task is not None and not task.cancelling()  # the job itself was not cancelled
             return (await client.call("GET", "/async")).json
 
     with Lab(plain(), time_limit=0.1) as lab:

@@ -70,36 +70,37 @@ def test_twenty_cycles_leave_nothing() -> None:
     assert not any(pid and alive(pid) for pid in pids)
 
 
-def test_the_exit_closes_what_was_left_open() -> None:
-    program = """
-        import asyncio
-        from contextlib import asynccontextmanager
-        from fastapi import FastAPI
-        from labkit import Lab
+PROGRAM = """
+    import asyncio, time
+    from contextlib import asynccontextmanager
+    from fastapi import FastAPI
+    from labkit import Lab
 
-        @asynccontextmanager
-        async def lifespan(app):
-            yield
-            print("end", flush=True)
+    @asynccontextmanager
+    async def lifespan(app):
+        yield
+        print("end", flush=True)
+        {end}
 
-        app = FastAPI(lifespan=lifespan)
+    app = FastAPI(lifespan=lifespan)
+    app.get("/hangs")(lambda: time.sleep(60))
+    lab = Lab(app, time_limit={limit})
+    try:
+        {use}
+    except Exception as error:
+        print(type(error).__name__, flush=True)
+"""
 
-        @app.get("/hangs")
-        def hangs():
-            import time
-            time.sleep(60)
 
-        lab = Lab(app, time_limit=0.1)
-        try:
-            lab.get("/hangs")
-        except Exception as error:
-            print(type(error).__name__, flush=True)
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)],
-        capture_output=True,
-        text=True,
-        timeout=20,
-        check=True,
-    )
-    assert (done.stdout, done.stderr) == ("RequestTimeout\nend\n", "")
+@pytest.mark.parametrize(
+    ("use", "limit", "end", "printed"),
+    [
+        ("lab.get('/hangs')", 0.1, "pass", "RequestTimeout\nend\n"),
+        ("lab.get('/')", 60, "await asyncio.sleep(60)", "end\n"),
+        ("lab.get('/')", 60, "raise OSError('nobody is left to be told')", "end\n"),
+    ],
+)
+def test_the_exit_closes_what_was_left_open(use: str, limit: float, end: str, printed: str) -> None:
+    program = textwrap.dedent(PROGRAM).format(use=use, limit=limit, end=end)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=20, check=True)
+    assert (done.stdout, done.stderr) == (printed, "")

@@ -104,6 +104,31 @@ def test_a_worker_that_spins_is_stopped(loop: LoopThread) -> None:
     assert loop.run(answer) == 42 and not loop.tainted
 
 
+def test_a_worker_beside_it_goes_on(loop: LoopThread) -> None:
+    release, results = threading.Event(), list[int]()
+
+    def patient() -> int:
+        while not release.is_set():
+            time.sleep(0.01)
+        return 7
+
+    beside = threading.Thread(
+        target=lambda: results.append(loop.run(lambda: anyio.to_thread.run_sync(patient), label="GET /patient"))
+    )
+    loop.start()
+    beside.start()
+
+    def spin() -> None:
+        while True:
+            pass
+
+    with pytest.raises(RequestTimeout):
+        loop.run(lambda: anyio.to_thread.run_sync(spin), LIMIT, "GET /x")
+    release.set()
+    beside.join()
+    assert results == [7]
+
+
 def test_a_worker_that_sleeps_is_left(loop: LoopThread, context: Context) -> None:
     release = threading.Event()
 

@@ -54,6 +54,17 @@ def test_a_cell_may_have_run_twice_before_the_lab() -> None:
     assert get(app, "/module") == "first"  # an application's own business: this is what it does in production
 
 
+def test_a_cell_may_have_replaced_an_endpoint_of_a_module_before_the_lab() -> None:
+    app, router = FastAPI(), APIRouter()
+    router.get("/included")(says("module", module="app.routers"))
+    app.include_router(router)
+    app.get("/own")(says("module", module="app.main"))
+    for path in ("/included", "/own"):
+        app.get(path)(says("cell"))
+    Keeper(app)
+    assert get(app, "/included") == get(app, "/own") == "cell"
+
+
 def test_what_differs_stays() -> None:
     app = FastAPI()
     app.get("/users/me")(says("me"))
@@ -89,6 +100,15 @@ def test_only_the_shared_methods_are_taken_away() -> None:
     assert (get(app, "/a"), get(app, "/a", "POST")) == ("new", "both")
 
 
+def test_no_method_is_left_of_a_route_that_answers_head_by_itself() -> None:
+    app = FastAPI()
+    app.add_route("/a", lambda request: PlainTextResponse('"old"'))  # GET and, by Starlette's rule, HEAD
+    keeper = Keeper(app)
+    app.get("/a")(says("new"))
+    keeper.refresh()
+    assert get(app, "/a") == "new" and get(app, "/a", "HEAD") == 405
+
+
 def nested() -> tuple[FastAPI, APIRouter, APIRouter]:
     inner, outer, app = APIRouter(prefix="/inner"), APIRouter(), FastAPI()
     inner.get("/a")(says("old"))
@@ -105,6 +125,10 @@ def test_included_routers_are_live() -> None:
     inner.get("/a")(says("new"))
     keeper.refresh()
     assert get(app, "/v1/outer/inner/a") == "new"
+    inner.get("/a")(says("newest"))
+    assert get(app, "/v1/outer/inner/a") == "new"  # now FastAPI remembers both
+    keeper.refresh()
+    assert get(app, "/v1/outer/inner/a") == "newest"
     outer.get("/b")(says("b"))
     keeper.refresh()
     outer.get("/b")(says("b again"))
@@ -163,9 +187,7 @@ def test_hosts_and_websockets_are_something_else() -> None:
     keeper = Keeper(app)
     app.get("/a")(says("any"))
     keeper.refresh()
-    replies = [
-        asyncio.run(call(app, "GET", "/a", headers={"host": f"{n}.example"})).json for n in ("one", "two")
-    ]
+    replies = [asyncio.run(call(app, "GET", "/a", headers={"host": f"{n}.example"})).json for n in ("one", "two")]
     assert replies == ["one", "two"] and get(app, "/a") == "any"
 
 
@@ -248,9 +270,7 @@ PATHS = ("/a", "/a/{x}", "/a/{y}", "/a/me", "/{x}/a", "/b/{p:path}")
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    st.lists(st.tuples(st.sampled_from(PATHS), st.sampled_from(["GET", "POST"]), st.booleans()), max_size=12)
-)
+@given(st.lists(st.tuples(st.sampled_from(PATHS), st.sampled_from(["GET", "POST"]), st.booleans()), max_size=12))
 def test_the_last_declaration_of_each_shape_is_the_one_that_is_left(
     steps: list[tuple[str, str, bool]],
 ) -> None:
@@ -263,7 +283,5 @@ def test_the_last_declaration_of_each_shape_is_the_one_that_is_left(
         target.api_route(path, methods=[method])(says(str(number)))
         newest[path.replace("{y}", "{x}"), method] = number
         keeper.refresh()
-    left = {
-        asyncio.run(route.endpoint()) for route in [*app.routes, *router.routes] if hasattr(route, "endpoint")
-    }
+    left = {asyncio.run(route.endpoint()) for route in [*app.routes, *router.routes] if hasattr(route, "endpoint")}
     assert left == {str(number) for number in newest.values()}
