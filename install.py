@@ -91,9 +91,7 @@ def make(say: Words, any_version: bool) -> None:
         venv.create(str(VENV), with_pip=True)
     install(say)
     probe = [str(PYTHON), "-c", "import sys; print('%d.%d' % sys.version_info[:2])"]
-    READY.write_text(
-        subprocess.check_output(probe, universal_newlines=True).strip() + " " + key, encoding="utf-8"
-    )
+    READY.write_text(subprocess.check_output(probe, universal_newlines=True).strip() + " " + key, encoding="utf-8")
     if MAKING.exists():
         MAKING.unlink()
     print(say("ready", seconds=round(time.monotonic() - began)), flush=True)
@@ -102,9 +100,7 @@ def make(say: Words, any_version: bool) -> None:
 def wanted() -> str:
     """A hash of the lock and of pyproject.toml up to its tool settings, which need no new install."""
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8").split("\n[tool.")[0]
-    return hashlib.sha256(
-        (project + (ROOT / "requirements.lock").read_text(encoding="utf-8")).encode()
-    ).hexdigest()
+    return hashlib.sha256((project + (ROOT / "requirements.lock").read_text(encoding="utf-8")).encode()).hexdigest()
 
 
 def version() -> str:
@@ -209,15 +205,9 @@ def diagnosis(say: Words, log: str) -> str:
         return say("no_pip", line=line)
     if "No space left" in log or "Disk quota exceeded" in log:
         return say("no_space", folder=VENV)
-    if re.search(
-        r"Retrying \(|NewConnectionError|ConnectionError|ConnectTimeout|ReadTimeout|ProxyError", log
-    ):
+    if re.search(r"Retrying \(|NewConnectionError|ConnectionError|ConnectTimeout|ReadTimeout|ProxyError", log):
         return say("no_network", log=short)
-    if (
-        "No matching distribution" in log
-        or "Failed building wheel" in log
-        or "requires a different Python" in log
-    ):
+    if "No matching distribution" in log or "Failed building wheel" in log or "requires a different Python" in log:
         return say("no_package", line=line, log=short)
     return say("failed", line=line.rstrip("."), log=short)
 

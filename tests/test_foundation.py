@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import string
 import subprocess
@@ -215,3 +216,24 @@ def test_labkit_never_asserts_what_a_person_gave_it(project: Path) -> None:
                 text = ast.unparse(node.test)
                 where = f"{path.relative_to(project)}:{node.lineno}"
                 assert node.msg is None and re.search(r"is not None$|^isinstance\(", text), f"{where}: {text}"
+
+
+@pytest.mark.parametrize(
+    "source", ["def test_it(): pytest.skip('no browser')", "pytest.skip('no browser', allow_module_level=True)"]
+)
+@pytest.mark.parametrize("value", ["1", "0"])
+def test_in_ci_a_skip_is_a_failure(project: Path, tmp_path: Path, source: str, value: str) -> None:
+    (tmp_path / "test_it.py").write_text(f"import pytest\n{source}\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-p", "no:cacheprovider", str(tmp_path)],
+        cwd=project,
+        env={**os.environ, "LABKIT_REQUIRE_ALL": value},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    failed = (
+        done.returncode in (1, 2) and "skipped although LABKIT_REQUIRE_ALL is set. Skipped: no browser" in done.stdout
+    )
+    assert failed if value == "1" else "1 skipped" in done.stdout, done.stdout

@@ -38,9 +38,7 @@ def test_first_start_copies_the_language_asked_for(workbook: Path, work: Path) -
     assert done.copied == ("00_start", "01_second")
     assert sorted(path.name for path in (work / "es").iterdir()) == ["00_start.ipynb", "01_second.ipynb"]
     assert not (work / "en").exists()
-    assert (work / "es/00_start.ipynb").read_bytes() == (
-        workbook / "notebooks/es/00_start.ipynb"
-    ).read_bytes()
+    assert (work / "es/00_start.ipynb").read_bytes() == (workbook / "notebooks/es/00_start.ipynb").read_bytes()
 
 
 def test_second_start_changes_and_says_nothing(workbook: Path, work: Path) -> None:
@@ -105,9 +103,7 @@ def test_a_damaged_copy_counts_as_edited(workbook: Path, work: Path, damage: str
     assert (work / "es/00_start.ipynb").read_text() == damage
 
 
-@hypothesis_settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@hypothesis_settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.sampled_from(["start", "edit", "ship", "delete"]), max_size=12))
 def test_whatever_happens_an_edit_is_never_lost(workbook: Path, work: Path, steps: list[str]) -> None:
     """Any order of starts, edits, new editions and deletions: what the learner typed last is still there."""

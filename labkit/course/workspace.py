@@ -98,9 +98,7 @@ def sync(language: str, *, project: Path | None = None) -> Sync:
     return Sync(folder, tuple(copied), tuple(updated), tuple(kept))
 
 
-def reset(
-    name: str, language: str, *, project: Path | None = None, now: datetime | None = None
-) -> Path | None:
+def reset(name: str, language: str, *, project: Path | None = None, now: datetime | None = None) -> Path | None:
     """Bring one lesson back to the shipped edition; the learner's version moves to ``work/backup/``.
 
     Args:

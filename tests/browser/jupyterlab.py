@@ -125,9 +125,7 @@ class Notebook:
     def unrun(self) -> list[str]:
         """Ids of the code cells with text that have no number."""
         return [
-            cell["id"]
-            for cell in self.code_cells()
-            if "".join(cell["source"]).strip() and not cell["execution_count"]
+            cell["id"] for cell in self.code_cells() if "".join(cell["source"]).strip() and not cell["execution_count"]
         ]
 
     def outputs(self, kind: str) -> list[str]:

@@ -31,9 +31,7 @@ def workbook(work: Path, chromium: str, theme: str = "JupyterLab Light") -> Iter
     with started(ROOT, work, "--port", str(free_port())) as lab, open_browser(chromium) as browser:
         yield browser, lab.address()
         assert lab.end() == 0
-        assert not [line for line in lab.said.splitlines() if "Traceback" in line or "Error" in line], (
-            lab.said
-        )
+        assert not [line for line in lab.said.splitlines() if "Traceback" in line or "Error" in line], lab.said
 
 
 def run(browser: Browser, address: str, path: str, shots: str) -> Notebook:

@@ -52,9 +52,7 @@ def test_the_untouched_starter_shows_its_trap_and_goes_on(path: Path, work: Path
     assert streams(notebook, "stderr") == []
     assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
     third = [cell for cell in notebook.cells if cell.cell_type == "code"][2]
-    assert any("text/html" in output.get("data", {}) for output in third.outputs), (
-        "the third cell shows a picture"
-    )
+    assert any("text/html" in output.get("data", {}) for output in third.outputs), "the third cell shows a picture"
     assert "<img" in str(third.outputs)
 
 
