@@ -31,9 +31,7 @@ def check_app(app: Any, name: str) -> Any:
     try:
         signature.bind({}, None, None)
     except TypeError:
-        needed = [
-            p for p in signature.parameters.values() if p.default is p.empty and p.kind < p.VAR_POSITIONAL
-        ]
+        needed = [p for p in signature.parameters.values() if p.default is p.empty and p.kind < p.VAR_POSITIONAL]
         raise AppError(say("core.not_asgi" if needed else "core.factory", name=name)) from None
     return app
 

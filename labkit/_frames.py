@@ -24,9 +24,7 @@ _HERE = str(Path(__file__).resolve().parent) + os.sep
 _BLOG = f"{_HERE}blog{os.sep}"
 _FOREIGN = tuple(
     str(Path(path).resolve()) + os.sep
-    for path in {
-        sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib", "scripts")
-    }
+    for path in {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib", "scripts")}
     if path
 )
 _PACKAGES = re.compile(r"[/\\](site|dist)-packages[/\\]")

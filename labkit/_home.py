@@ -17,9 +17,7 @@ from labkit._threads import Stopped, at_task, at_thread, stop, workers
 from labkit.errors import RequestTimeout
 
 GRACE = 0.25  # seconds that each means of stopping has to take effect before the next stronger one
-_abandoned: list[
-    Any
-] = []  # kept for good: to collect half a lifespan is to run its end, under the new one's feet
+_abandoned: list[Any] = []  # kept for good: to collect half a lifespan is to run its end, under the new one's feet
 
 current: ContextVar[Flight | None] = ContextVar("labkit_flight", default=None)
 
@@ -37,9 +35,7 @@ class Flight:
 
     __slots__ = ("deadline", "ending", "label", "limit", "parent", "place", "pressed", "stage", "task")
 
-    def __init__(
-        self, label: str, limit: float, task: asyncio.Task[Any] | None, parent: Flight | None
-    ) -> None:
+    def __init__(self, label: str, limit: float, task: asyncio.Task[Any] | None, parent: Flight | None) -> None:
         self.label, self.limit, self.task, self.parent = label, limit, task, parent
         self.deadline = monotonic() + limit
         self.pressed, self.stage = 0.0, 0
@@ -57,9 +53,7 @@ class Flight:
     def timeout(self) -> RequestTimeout:
         """The sentence for whoever waits for it."""
         place = say("core.at", place=self.place) if self.place else ""
-        return RequestTimeout(
-            say(f"core.{self.ending}", label=self.label, limit=duration(self.limit), place=place)
-        )
+        return RequestTimeout(say(f"core.{self.ending}", label=self.label, limit=duration(self.limit), place=place))
 
 
 class _Threads(ThreadPoolExecutor):
@@ -182,9 +176,7 @@ class Home:
         threads = workers(lambda context: context.get(current) is flight)
         if flight.stage == 1:
             busy = next(filter(None, map(at_thread, threads)), "")
-            flight.place = (
-                busy or at_thread(self.thread.ident or 0) or (at_task(flight.task) if flight.task else "")
-            )
+            flight.place = busy or at_thread(self.thread.ident or 0) or (at_task(flight.task) if flight.task else "")
             if flight.interrupt():
                 return
             flight.stage = 2

@@ -97,10 +97,6 @@ class Reply:
             except ValueError:
                 text = self.text
         shown = text if len(text) <= _SHOWN else text[:_SHOWN] + " …"
-        style = (
-            f"font-family:{MONO};font-size:12px;margin:0;max-height:260px;overflow:auto;white-space:pre-wrap"
-        )
+        style = f"font-family:{MONO};font-size:12px;margin:0;max-height:260px;overflow:auto"
         colour, symbol = ("#009E73", "✓") if good else ("#D55E00", "✗")
-        return card(
-            self._headline(), tag("pre", shown, f"{style};white-space:pre-wrap"), colour=colour, symbol=symbol
-        )
+        return card(self._headline(), tag("pre", shown, f"{style};white-space:pre-wrap"), colour=colour, symbol=symbol)

@@ -57,9 +57,7 @@ def at_task(task: Any) -> str:
         if frame is not None and is_user_frame(frame.f_code.co_filename, frame.f_globals.get("__name__")):
             found = place(frame)
         if type(step).__name__ in _WRAPPERS:  # these do not say what they wrap, the garbage collector does
-            step = next(
-                (t for t in gc.get_referents(step) if hasattr(t, "ag_frame") or hasattr(t, "cr_frame")), None
-            )
+            step = next((t for t in gc.get_referents(step) if hasattr(t, "ag_frame") or hasattr(t, "cr_frame")), None)
         else:
             step = _first(step, "cr_await", "ag_await", "gi_yieldfrom")
     return found

@@ -36,9 +36,7 @@ _SAFE = "/%:@!$&'()*+,;=~?-._[]"
 _NOTHING: Any = object()
 
 
-def _address(
-    path: str, params: Mapping[str, Any] | Iterable[tuple[str, Any]] | None
-) -> tuple[str, bytes, bytes]:
+def _address(path: str, params: Params | None) -> tuple[str, bytes, bytes]:
     """The decoded path, the path as sent, and the query string."""
     if not path.startswith("/"):
         raise RequestError(say("core.bad_path", path=path))
@@ -157,9 +155,7 @@ async def call(
         SystemExit,
         KeyboardInterrupt,
     ) as raised:
-        error = explain(
-            raised
-        )  # an endpoint's sys.exit() as well: it asks this process, which is not its own
+        error = explain(raised)  # an endpoint's sys.exit() as well: it asks this process, which is not its own
         finish = finish or perf_counter()
     else:
         if not finish:

@@ -168,17 +168,13 @@ class Lab:
 
         return self._measure(lambda make: profile_async(make, label=path), path, method, options)
 
-    def lines(
-        self, path: str, *functions: Callable[..., Any], method: str = "GET", **options: Any
-    ) -> LineReport:
+    def lines(self, path: str, *functions: Callable[..., Any], method: str = "GET", **options: Any) -> LineReport:
         """How often each line of these functions (default: the endpoint) ran, and how long it took."""
         from labkit.profiling.lines import lines_of
 
         return self._measure(lambda make: lines_of(functions, make), path, method, options)
 
-    def memory(
-        self, path: str, *functions: Callable[..., Any], method: str = "GET", **options: Any
-    ) -> MemoryReport:
+    def memory(self, path: str, *functions: Callable[..., Any], method: str = "GET", **options: Any) -> MemoryReport:
         """How much memory each line of these functions (default: the endpoint) took."""
         from labkit.profiling.memory import memory_of
 

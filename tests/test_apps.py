@@ -20,9 +20,7 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
     return asyncio.run(work)
 
 
-def lifespan_app(
-    *, at_start: Callable[[], Any] = lambda: None, at_end: Callable[[], Any] = lambda: None
-) -> FastAPI:
+def lifespan_app(*, at_start: Callable[[], Any] = lambda: None, at_end: Callable[[], Any] = lambda: None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, int]]:
         at_start()

@@ -202,17 +202,13 @@ def test_an_endpoint_that_raises_gives_500_and_the_learners_lines() -> None:
     async def leave() -> None:
         sys.exit("adiós")
 
-    sync_reply, async_reply, exit_reply = (
-        run(call(app, "GET", path)) for path in ("/sync", "/async", "/exit")
-    )
+    sync_reply, async_reply, exit_reply = (run(call(app, "GET", path)) for path in ("/sync", "/async", "/exit"))
     assert (sync_reply.status, async_reply.status, exit_reply.status) == (500, 500, 500)
     for reply in (sync_reply, async_reply):
         assert "test_asgi.py" in reply.error and "return 1 / value" in reply.error
         assert "site-packages" not in reply.error and "routing.py" not in reply.error
     assert sync_reply.error.endswith("ZeroDivisionError: division by zero")
-    assert (
-        async_reply.error.endswith("ValueError: no se puede <b>") and "ZeroDivisionError" in async_reply.error
-    )
+    assert async_reply.error.endswith("ValueError: no se puede <b>") and "ZeroDivisionError" in async_reply.error
     assert "SystemExit: adiós" in exit_reply.error
     assert "&lt;b&gt;" in async_reply._repr_html_() and "<b>" not in async_reply._repr_html_()
     assert repr(sync_reply).startswith("GET /sync → 500") and "division by zero" in repr(sync_reply)
@@ -266,9 +262,7 @@ def test_the_call_costs_next_to_nothing() -> None:
     """Counted, not timed: no task, no queue and one pass through the application for a plain request."""
     passes: list[str] = []
 
-    async def app(
-        scope: Any, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]
-    ) -> None:
+    async def app(scope: Any, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]) -> None:
         passes.append(scope["type"])
         assert len(asyncio.all_tasks()) == 1
         await send({"type": "http.response.start", "status": 200, "headers": []})

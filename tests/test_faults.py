@@ -142,9 +142,7 @@ def async_app(engine: AsyncEngine) -> FastAPI:
     return app
 
 
-def test_an_async_engine_pays_without_blocking_the_loop(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_async_engine_pays_without_blocking_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     naps: list[float] = []
 
     async def pause(seconds: float) -> None:
@@ -259,9 +257,7 @@ def test_a_statement_of_postgresql_is_cancelled(server: postgres.PostgresServer,
         with pytest.raises(RequestTimeout, match="consulta SQL"):
             lab.get(path)
         assert lab.get("/ok").json == 42 and not lab.tainted
-        running = (
-            "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(60)' AND state = 'active'"
-        )
+        running = "SELECT count(*) FROM pg_stat_activity WHERE query = 'SELECT pg_sleep(60)' AND state = 'active'"
         with engine.connect() as connection:
             assert connection.execute(text(running)).scalar_one() == 0
     engine.dispose()

@@ -71,9 +71,7 @@ def _name(found: list[Any]) -> str:
 def test_a_place_is_named_from_the_current_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     assert place(str(tmp_path / "app" / "users.py"), 12) == str(Path("app") / "users.py") + ":12"
-    assert (
-        place("/elsewhere/a.py", 3) == "/elsewhere/a.py:3" and place("/elsewhere/a.py") == "/elsewhere/a.py"
-    )
+    assert place("/elsewhere/a.py", 3) == "/elsewhere/a.py:3" and place("/elsewhere/a.py") == "/elsewhere/a.py"
     assert place(str(LABKIT / "blog" / "models.py"), 3).startswith("labkit")
     code = _name.__code__
     assert place(code).endswith(f"test_frames.py:{code.co_firstlineno}")
@@ -115,9 +113,7 @@ def test_an_error_is_told_in_the_users_frames_alone() -> None:
         nested("{")
     error = caught.value
     text = describe(error)
-    assert (
-        "json/decoder.py" not in text and "JSONDecodeError" in text
-    )  # the cause is told, its library is not
+    assert "json/decoder.py" not in text and "JSONDecodeError" in text  # the cause is told, its library is not
     assert text.index("JSONDecodeError") < text.index("LookupError: no data")
     assert 'raise LookupError("no data") from error' in text and "en nested" in text
     trace = user_traceback(error)
