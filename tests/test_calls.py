@@ -420,6 +420,20 @@ async def test_profile_async_sees_the_endpoint_wherever_it_runs(name: str, box: 
     assert profile.plot().alt
 
 
+async def test_profile_async_looks_below_our_own_decorator() -> None:
+    app = FastAPI()
+
+    @app.get("/")
+    @profile_endpoint
+    def endpoint() -> int:
+        return spin(3)
+
+    profile = await request_profile(app, "/")
+    assert profile.functions[0].name.endswith("endpoint") and profile.complete
+    assert not [one for one in profile.functions if "measured" in one.name]
+    assert endpoint.last is None
+
+
 async def test_profile_async_of_what_reaches_no_endpoint() -> None:
     app = FastAPI()
     async with client(app) as http:

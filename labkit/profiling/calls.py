@@ -20,6 +20,7 @@ import pandas as pd
 from fastapi import routing
 from pyinstrument import Profiler
 
+from labkit._frames import cell_number, place
 from labkit._html import MONO, Safe, card, join, tag
 from labkit._text import duration, say
 from labkit.errors import MeasurementError
@@ -98,7 +99,8 @@ class Profile(Pictured):
         """The first functions as cProfile prints them; ``sort`` as in ``pstats`` ("tottime", "ncalls"...)."""
         stats: dict[Any, Any] = {}
         for one in self.functions:
-            known = (Path(one.file).name, one.line, one.name)
+            file = place(one.file) if cell_number(one.file) else Path(one.file).name
+            known = (file, one.line, one.name)
             key = known if one.file else ("~", 0, f"<built-in method {one.name}>")
             stats[key] = one.calls, one.calls, one.own, one.cumulative, {}
         printer: Any = pstats.Stats(stream=(text := io.StringIO()))
@@ -146,7 +148,7 @@ def profile_endpoint(
             on_report(wrapper.last)
 
     wrapper: Any = _endpoints.enclose(func, Tracer, done)
-    wrapper.last = None
+    wrapper.last, wrapper.below = None, func
     return wrapper
 
 
@@ -171,7 +173,8 @@ async def profile_async(make: Callable[[], Awaitable[Any]], *, label: str = "") 
     with _endpoints.around(lambda call: _endpoints.enclose(call, Tracer, tracers.append)):
         reply = await make()
     samples, began = await _sampled(make), perf_counter()
-    await make()
+    with _endpoints.around(lambda call: call):  # without profile_endpoint, where the endpoint has it
+        await make()
     wall = perf_counter() - began
     real = wall / sum(seconds for _, seconds in samples) if samples else 1.0
     samples = [(stack, real * seconds) for stack, seconds in samples]
