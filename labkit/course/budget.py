@@ -37,9 +37,7 @@ def minutes(source: Source, running: float | None = None) -> float:
     return read / WORDS_A_MINUTE + writing + (source.running if running is None else running)
 
 
-def problems(
-    source: Source, texts: dict[str, str] | None = None, running: float | None = None
-) -> Iterator[str]:
+def problems(source: Source, texts: dict[str, str] | None = None, running: float | None = None) -> Iterator[str]:
     """What breaks the limits, each with file and cell.
 
     Args:
@@ -81,9 +79,7 @@ def spanish(code: str) -> list[str]:
     """String literals and comments of a code cell that read like Spanish sentences."""
     code = "\n".join("" if line.lstrip().startswith(("%", "!")) else line for line in code.splitlines())
     nodes = ast.walk(ast.parse(code))
-    literals = [
-        node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    ]
+    literals = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
     tokens = tokenize.generate_tokens(io.StringIO(code).readline)
     comments = [token.string for token in tokens if token.type == tokenize.COMMENT]
     return [text for text in literals + comments if _reads_spanish(text)]

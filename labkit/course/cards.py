@@ -67,9 +67,7 @@ class Card:
     @property
     def heading(self) -> str:
         """Title and the verdict's word: "Ejercicio 1.3 · casi"."""
-        return " · ".join(
-            part for part in (self.title, self.verdict and words(f"course.state_{self.verdict}")) if part
-        )
+        return " · ".join(part for part in (self.title, self.verdict and words(f"course.state_{self.verdict}")) if part)
 
     def __repr__(self) -> str:
         symbol = LOOK[self.verdict][0] if self.verdict else "→"
@@ -80,8 +78,6 @@ class Card:
         symbol, colour = LOOK[self.verdict] if self.verdict else ("→", plots.BLUE)
         body = [_html.tag("div", inline(line)) for line in (self.message, self.hint) if line]
         if self.code:
-            style = (
-                f"background:{_html.SHADE};color:{_html.INK};padding:6px 10px;margin:6px 0;overflow-x:auto"
-            )
+            style = f"background:{_html.SHADE};color:{_html.INK};padding:6px 10px;margin:6px 0;overflow-x:auto"
             body.insert(1, _html.tag("pre", self.code.strip("\n"), style))
         return _html.card(self.heading, _html.join(body), colour=colour, symbol=symbol, note=self.note)

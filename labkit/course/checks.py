@@ -170,17 +170,31 @@ def run_check(
     is ended after ``limit`` seconds. Nothing is raised but ``KeyboardInterrupt``.
     """
     ctx = Context(outline.room, exercise, lab, secrets.randbelow(1_000_000) if seed is None else seed)
-    verdict = _first_look(ctx, thing) if check else Verdict("error", "course.no_check", id=exercise.id)
-    untouched = verdict is None and ctx.is_starter(thing)
-    if verdict is None and check:
-        verdict = _in_thread(lambda: check(ctx, thing), limit)
-    assert verdict is not None
+    seen = _Seen()
+    verdict = _in_thread(lambda: _judge(ctx, check, thing, seen), limit)
     try:
-        card = _card(ctx, verdict, untouched)
+        card = _card(ctx, verdict, seen.untouched)
     except Exception as error:  # a sentence that does not fit its values must not stop a lesson either
-        card = _card(ctx, _from_exception(error), untouched)
-    source = ctx.source(thing) if callable(thing) and ctx.is_learners(thing) else ""
-    return Outcome(card, verdict.key, source, dict(ctx.kept))
+        card = _card(ctx, _from_exception(error), seen.untouched)
+    return Outcome(card, verdict.key, seen.source, dict(ctx.kept))
+
+
+@dataclass
+class _Seen:
+    """What the first look at a thing told: the learner's cell, and whether it is the untouched starter."""
+
+    source: str = ""
+    untouched: bool = False
+
+
+def _judge(ctx: Context, check: Check | None, thing: Any, seen: _Seen) -> Verdict:
+    if check is None:
+        return Verdict("error", "course.no_check", id=ctx.exercise.id)
+    if (verdict := _first_look(ctx, thing)) is not None:
+        return verdict
+    if callable(thing) and ctx.is_learners(thing):
+        seen.source, seen.untouched = ctx.source(thing), ctx.is_starter(thing)
+    return check(ctx, thing)
 
 
 def _first_look(ctx: Context, thing: Any) -> Verdict | None:
@@ -207,20 +221,16 @@ def _in_thread(work: Callable[[], Verdict], limit: float) -> Verdict:
         except BaseException as error:  # a learner's sys.exit() must not pass as silence
             box.append(_from_exception(error))
 
-    thread = threading.Thread(
-        target=contextvars.copy_context().run, args=(target,), daemon=True, name="labkit-check"
-    )
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(target,), daemon=True, name="labkit-check")
     thread.start()
     try:
         thread.join(limit)
     finally:
-        if (
-            thread.is_alive() and thread.ident
-        ):  # a loop in Python code is ended; a blocked C call is left behind
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                ctypes.c_ulong(thread.ident), ctypes.py_object(_TimeUp)
-            )
-    return box[0] if box else Verdict("error", "course.too_long", limit=limit)
+        if thread.is_alive() and thread.ident:  # a loop in Python code is ended; a blocked C call is left behind
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(_TimeUp))
+    if not box:
+        return Verdict("error", "course.too_long", limit=limit)
+    return box[0] if isinstance(box[0], Verdict) else _from_exception(TypeError(f"no verdict: {box[0]!r}"))
 
 
 def _from_exception(error: BaseException) -> Verdict:

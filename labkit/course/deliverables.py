@@ -146,7 +146,5 @@ def _needs(source: str) -> set[str]:
         table = symtable.symtable(source, "<cell>", "exec")
     except SyntaxError:
         return set()
-    bound = {
-        s.get_name() for s in table.get_symbols() if s.is_assigned() or s.is_imported() or s.is_namespace()
-    }
+    bound = {s.get_name() for s in table.get_symbols() if s.is_assigned() or s.is_imported() or s.is_namespace()}
     return set(used(table, True)) - bound - set(dir(builtins))

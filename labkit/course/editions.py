@@ -181,16 +181,10 @@ def measure(root: Path, names: Sequence[str]) -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``python -m labkit notebooks``; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m labkit notebooks", description="Build the lessons' editions."
-    )
+    parser = argparse.ArgumentParser(prog="python -m labkit notebooks", description="Build the lessons' editions.")
     parser.add_argument("--check", action="store_true", help="write nothing; fail if a file is stale")
-    parser.add_argument(
-        "--measure", action="store_true", help="run the learner's editions and note their time"
-    )
-    parser.add_argument(
-        "--accept-translation", metavar="NAME", help="the English text of this lesson is up to date"
-    )
+    parser.add_argument("--measure", action="store_true", help="run the learner's editions and note their time")
+    parser.add_argument("--accept-translation", metavar="NAME", help="the English text of this lesson is up to date")
     parser.add_argument("--root", type=Path, help="the project's folder")
     options = parser.parse_args(argv)
     root: Path = options.root or project_root() or Path(labkit.__file__).parents[1]

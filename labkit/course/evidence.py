@@ -22,7 +22,6 @@ from typing import Any
 
 import pandas as pd
 
-from labkit import _frames
 from labkit.course.cards import words
 from labkit.errors import LabkitError
 
@@ -123,9 +122,7 @@ class Evidence:
     def _merge_file(self) -> bool:
         try:
             data = json.loads(self.path.read_text(encoding="utf-8"))
-            events = {
-                event["id"]: event for event in data["events"] if event["kind"] and float(event["at"]) >= 0
-            }
+            events = {event["id"]: event for event in data["events"] if event["kind"] and float(event["at"]) >= 0}
         except FileNotFoundError:
             return True
         except OSError as error:
@@ -161,9 +158,7 @@ def _is_plain(value: Any) -> bool:
 
 def _finding(item: Any) -> dict[str, Any]:
     """What a report says of a finding: how often, where, and what to do."""
-    file, line = _read(item, "file"), _read(item, "line")
-    where = _frames.place(str(file), line) if file else ""
-    return {"count": _read(item, "count"), "place": where, "fix": str(_read(item, "fix") or "")}
+    return {name: _read(item, name) for name in ("count", "place", "fix")}
 
 
 def write_atomically(path: Path, data: bytes) -> None:

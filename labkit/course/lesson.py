@@ -38,9 +38,7 @@ def open_lesson(name: str, language: str = "es", lab: Any = None) -> Lesson:
     set_language(language)
     plan = outline(name)
     module = importlib.import_module(f"labkit.course.lessons.{plan.room}")
-    checks = {
-        e.id: check for e in plan.exercises.values() if (check := getattr(module, f"check_{e.slug}", None))
-    }
+    checks = {e.id: check for e in plan.exercises.values() if (check := getattr(module, f"check_{e.slug}", None))}
     try:
         folder, notice = work_folder(), ""
     except WorkFolderError as error:  # the lesson works without a disk; its card says what is wrong
@@ -57,9 +55,7 @@ class Lesson:
         lab: the Lab that the checks use; may be set later.
     """
 
-    def __init__(
-        self, plan: Outline, checks: Mapping[str, Check], evidence: Evidence, *, lab: Any = None
-    ) -> None:
+    def __init__(self, plan: Outline, checks: Mapping[str, Check], evidence: Evidence, *, lab: Any = None) -> None:
         self.plan, self.lab, self.evidence = plan, lab, evidence
         self._checks = checks
         self.evidence.add("open")
@@ -75,9 +71,7 @@ class Lesson:
         if isinstance(exercise := self._exercise(id), Card):
             return exercise
         limit = 1.5 * getattr(self.lab, "time_limit", 30.0)  # a request that hangs is the Lab's to end
-        outcome = run_check(
-            self._checks.get(id), self.plan, exercise, thing, lab=self.lab, limit=limit, seed=seed
-        )
+        outcome = run_check(self._checks.get(id), self.plan, exercise, thing, lab=self.lab, limit=limit, seed=seed)
         card = outcome.card
         for name, result in outcome.kept.items():
             self.evidence.keep(name, result)
@@ -107,9 +101,7 @@ class Lesson:
             self.evidence.add("hint", exercise=id, rung=rung)
         name = words(f"course.rung_{rung}")
         title = (
-            words("course.exercise", id=id)
-            + " · "
-            + words("course.hint_title", rung=rung, rungs=len(keys), name=name)
+            words("course.exercise", id=id) + " · " + words("course.hint_title", rung=rung, rungs=len(keys), name=name)
         )
         text = words(keys[rung - 1])
         is_code = rung == RUNGS
@@ -130,24 +122,18 @@ class Lesson:
         if not values:
             names = ", ".join(guess) or "predict(..., queries=10)"
             return Card("todo", words("course.guess_missing", names=names), title=title)
-        before = {
-            p.name: p.guess for p in predictions.predictions(self.evidence) if p.id == id and p.name in values
-        }
+        before = {p.name: p.guess for p in predictions.predictions(self.evidence) if p.id == id and p.name in values}
         self.evidence.add("predict", question=id, values=values)
         known = {name: value for name, value in before.items() if value is not None}
         key, said = ("course.guess_kept", known) if known else ("course.guess_saved", values)
-        text = ", ".join(
-            f"{predictions.label(self.plan.room, n)} = {number(v, ',g')}" for n, v in said.items()
-        )
+        text = ", ".join(f"{predictions.label(self.plan.room, n)} = {number(v, ',g')}" for n, v in said.items())
         return self._noted(Card("", words(key, values=text), title=title, counts=said))
 
     def actual(self, id: str, **values: Any) -> plots.Figure | Card:
         """Join the measurement to the guess: a figure of both, or a card if ``values`` holds no number."""
         measured = predictions.usable(values)
         if not measured:
-            text = words(
-                "course.actual_missing", names=", ".join(values) or "actual(..., queries=report.count)"
-            )
+            text = words("course.actual_missing", names=", ".join(values) or "actual(..., queries=report.count)")
             return Card("error", text, title=words("course.prediction", id=id))
         self.evidence.add("actual", question=id, values=measured)
         found = [p for p in predictions.predictions(self.evidence) if p.id == id and p.name in measured]

@@ -48,9 +48,7 @@ def pick(source: str, role: Role) -> str:
                 kept.append(line)
             continue
         if MARKERS.index(mark) != expected:
-            raise CourseError(
-                f"line {number}: found {mark!r} where {MARKERS[expected]!r} was due: pair the markers"
-            )
+            raise CourseError(f"line {number}: found {mark!r} where {MARKERS[expected]!r} was due: pair the markers")
         inside = "" if mark == "# end" else mark[2:]
         expected = (expected + 1) % 3
     if expected:
@@ -78,22 +76,24 @@ def fingerprints(source: str) -> dict[str, str]:
 
 
 def _canonical(value: object) -> str:
-    if isinstance(value, ast.AST):
-        fields = (
-            (name, getattr(value, name, None))
-            for name in value._fields
-            if name not in ("ctx", "kind", "type_comment")
-        )
-        if isinstance(value, Definition):
-            fields = ((name, _without_docstring(item) if name == "body" else item) for name, item in fields)
-        told = (f"{name}={_canonical(item)}" for name, item in fields if item is not None and item != [])
-        return f"{type(value).__name__}({','.join(told)})"
     if isinstance(value, list):
         return f"[{','.join(map(_canonical, value))}]"
-    return repr(value)
+    if not isinstance(value, ast.AST):
+        return repr(value)
+    fields = {name: getattr(value, name, None) for name in value._fields}
+    if isinstance(value, Definition):
+        fields["body"] = _without_docstring(value.body)
+    if isinstance(value, ast.JoinedStr):  # Python 3.12 puts an empty text into some f-strings
+        fields["values"] = [v for v in value.values if not (isinstance(v, ast.Constant) and v.value == "")]
+    told = [
+        f"{name}={_canonical(item)}"
+        for name, item in fields.items()
+        if name not in ("ctx", "kind", "type_comment") and item is not None and item != []
+    ]
+    return f"{type(value).__name__}({','.join(told)})"
 
 
-def _without_docstring(body: object) -> object:
+def _without_docstring(body: list[ast.stmt]) -> list[ast.stmt]:
     match body:
         case [ast.Expr(value=ast.Constant(value=str())), *rest]:
             return rest

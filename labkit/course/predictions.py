@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
+from matplotlib.ticker import FuncFormatter, NullLocator
 
 from labkit import plots
 from labkit._text import number
@@ -42,7 +43,7 @@ def predictions(evidence: Evidence) -> list[Prediction]:
             guesses.setdefault((event["question"], name), value)
     for event in evidence.of("actual"):
         actuals |= {(event["question"], name): value for name, value in event["values"].items()}
-    keys = dict.fromkeys([*guesses, *actuals])
+    keys = sorted(dict.fromkeys([*guesses, *actuals]), key=lambda key: key[0])
     return [Prediction(*key, guesses.get(key), actuals.get(key)) for key in keys]
 
 
@@ -60,18 +61,14 @@ def versus(found: list[Prediction], room: str) -> plots.Figure:
 
     def draw(given: Any) -> None:
         for axes, item in zip(given if len(found) > 1 else [given], found, strict=True):
-            rows = [(words("course.measured"), item.actual, plots.BLUE)]
-            if item.guess is not None:
-                rows.insert(0, (words("course.guess"), item.guess, plots.ORANGE))
-            top = max((abs(value or 0) for _, value, _ in rows), default=1) or 1
-            for y, (_, value, colour) in enumerate(rows):
-                axes.barh(y, value or 0, color=colour, height=0.6)
-                axes.text(
-                    (value or 0) + top * 0.02, y, "-" if value is None else number(value, ",.4g"), va="center"
-                )
-            axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
-            axes.set(xlim=(0, top * 1.25), ylim=(len(rows) - 0.4, -0.6), xlabel=label(room, item.name))
-            axes.grid(axis="y", visible=False)
+            rows = [
+                (words("course.guess"), item.guess, plots.ORANGE),
+                (words("course.measured"), item.actual, plots.BLUE),
+            ]
+            names, values, colours = zip(*(row for row in rows if row[1] is not None), strict=True)
+            plots.bars(axes, names, values, colours, show=lambda value: number(value, ",.4g"))
+            axes.set_xlabel(label(room, item.name))
+            plots.numbers(axes.xaxis)
 
     return plots.figure(
         draw,
@@ -100,13 +97,13 @@ def calibration(found: list[Prediction], room: str) -> plots.Figure:
         reach = max([4.0, *(max(factor, 1 / factor) for _, factor in scored)]) * 1.5
         axes.set(xscale="log", xlim=(1 / reach, reach), ylim=(max(len(scored), 1) - 0.5, -0.5))
         axes.set_xlabel(words("course.calibration_axis"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: number(x, ",.6g")))
         axes.grid(axis="y", visible=False)
 
     return plots.figure(
         draw,
-        title=words("course.calibration_title", near=near, total=len(scored))
-        if scored
-        else words("course.no_guess"),
+        title=words("course.calibration_title", near=near, total=len(scored)) if scored else words("course.no_guess"),
         alt=words("course.calibration_alt", near=near, total=len(scored)),
         data=frame(found, room),
         size=(9.0, 1.4 + 0.45 * max(len(scored), 1)),

@@ -64,9 +64,7 @@ class Progress:
         )
 
     def __repr__(self) -> str:
-        return "\n".join(
-            [self._title, *(f"  {' · '.join(map(str, row))}" for row in self.df.to_numpy().tolist())]
-        )
+        return "\n".join([self._title, *(f"  {' · '.join(map(str, row))}" for row in self.df.to_numpy().tolist())])
 
     def _repr_html_(self) -> str:
         rows = self.df

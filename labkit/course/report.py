@@ -7,6 +7,7 @@ carried over. A file that she changed elsewhere is not lost either: it is kept b
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -76,14 +77,10 @@ def write(plan: Outline, evidence: Evidence, folder: Path) -> Delivery:
         if data:
             write_atomically(delivery.report.parent / "figures" / name, data)
             delivery.files.append(delivery.report.parent / "figures" / name)
-    texts = modules | {
-        target: "\n".join(_report(plan, evidence, grades, {n for n, d in pictures.items() if d}))
-    }
+    texts = modules | {target: "\n".join(_report(plan, evidence, grades, {n for n, d in pictures.items() if d}))}
     for relative, text in texts.items():
         hashes[relative] = _write(delivery, folder / relative, text, evidence, relative)
-    hashes["README.md"] = _write(
-        delivery, folder / "README.md", "\n".join(_readme(folder)), evidence, "README.md"
-    )
+    hashes["README.md"] = _write(delivery, folder / "README.md", "\n".join(_readme(folder)), evidence, "README.md")
     evidence.add("report", files=hashes)
     return delivery
 
@@ -97,9 +94,7 @@ def _write(delivery: Delivery, path: Path, text: str, evidence: Evidence, relati
             text = _OWN.sub(lambda _: f"{BEGIN}\n{own[1]}{END}", text)
         if old != text and _skeleton(old) not in known:
             backup = next(
-                p
-                for n in range(1, 10_000)
-                if not (p := path.with_name(f"{path.stem}.bak-{n}{path.suffix}")).exists()
+                p for n in range(1, 10_000) if not (p := path.with_name(f"{path.stem}.bak-{n}{path.suffix}")).exists()
             )
             path.replace(backup)
             delivery.backups.append(backup)
@@ -131,9 +126,7 @@ def _cell(evidence: Evidence, cell: str, exercise: str) -> Event | None:
     return next(reversed(passed or tried), None)
 
 
-def _report(
-    plan: Outline, evidence: Evidence, grades: list[rubric.Level], pictures: set[str]
-) -> Iterator[str]:
+def _report(plan: Outline, evidence: Evidence, grades: list[rubric.Level], pictures: set[str]) -> Iterator[str]:
     kept = evidence.kept()
     yield from [f"# {words(f'report.title_{plan.room}')}", "", words("report.made", lesson=plan.name), ""]
     yield from ["## " + words("report.before_after"), ""]
@@ -143,11 +136,8 @@ def _report(
     else:
         yield from [words("report.no_comparison"), ""]
     yield from ["## " + words("report.findings"), ""]
-    findings = {
-        (f["count"], f["place"], f["fix"]): None for event in kept.values() for f in event["findings"]
-    }
-    yield from [words("report.finding", count=c or 0, place=f"`{p}`", fix=f"`{x}`") for c, p, x in findings]
-    yield from ["", *_exercises(plan, evidence), ""]
+    yield from _findings(kept.values())
+    yield from _exercises(plan, evidence)
     for event in kept.values():
         yield from _picture(event, pictures)
     yield from _predictions(plan, evidence, pictures)
@@ -160,25 +150,33 @@ def _report(
 
 def _comparison(event: Event) -> Iterator[str]:
     values, rows = event["values"], event["rows"]
-    times = [duration(row["median_s"]) if isinstance(row.get("median_s"), float) else "-" for row in rows]
+    medians = [row.get("median_s") for row in rows]
+    times = [duration(m) if isinstance(m, float) and math.isfinite(m) else "-" for m in medians]
     before, after = [*times, "-", "-"][:2]
-    low, high = values.get("low", 0.0), values.get("high")
-    span = f"{number(low, ',.3g')} - {number(high, ',.3g') if high else '∞'}"
+    ratio, low, high = (number(values[n], ",.3g") if n in values else "-" for n in ("ratio", "low", "high"))
     table = [
         (words("report.statements"), number(values["statements_a"]), number(values["statements_b"])),
         (words("report.median"), before, after),
         (words("report.same_answer"), "", words("report.yes" if values["same_body"] else "report.no")),
-        (words("report.ratio"), "1", f"{number(values.get('ratio', 0.0), ',.3g')} ({span})"),
+        (words("report.ratio"), "1", f"{ratio} ({low} - {high})"),
         (words("report.promised"), "", f"{number(100 * values.get('improvement', 0.0), '.0f')} %"),
         (words("report.latency"), *[f"{number(values.get('latency_ms', 0.0), 'g')} ms"] * 2),
     ]
     yield from _table(("", words("report.before"), words("report.after")), table)
 
 
+def _findings(events: Iterable[Event]) -> Iterator[str]:
+    found = {(f["count"], f["place"], f["fix"]): None for event in events for f in event["findings"]}
+    for count, place, fix in found:
+        yield words("report.finding", count=count or 0, place=f"`{place}`", fix=f"`{' '.join(fix.split())}`")
+    yield from [""] if found else []
+
+
 def _exercises(plan: Outline, evidence: Evidence) -> list[str]:
     rows = []
     for step in progress(plan, evidence).steps:
-        last = next(reversed(evidence.of("check", exercise=step.id)), None)
+        checks = [e for e in evidence.of("check", exercise=step.id) if e["verdict"] == step.state]
+        last = next(reversed(checks), None)
         state = f"{LOOK[step.state][0]} {words(f'course.state_{step.state}')}"
         rows.append((step.id, state, last["message"] if last else "-", str(step.checks), str(step.hints)))
     names = ("exercise", "state", "found", "checks", "hints")
@@ -211,9 +209,7 @@ def _readme(folder: Path) -> Iterator[str]:
         for path in paths:
             branch = "└──" if path == paths[-1] else "├──"
             here = (folder / path).exists()
-            yield f"│   {branch} {path.partition('/')[2]}" + (
-                "" if here else f"   ({words('report.pending')})"
-            )
+            yield f"│   {branch} {path.partition('/')[2]}" + ("" if here else f"   ({words('report.pending')})")
     yield from ["└── README.md", "```", "", "## " + words("report.notes"), ""]
     yield from _own_words(words("report.notes_here"))
 

@@ -70,9 +70,7 @@ def _profiling(evidence: Evidence) -> Level | None:
         return Level("profiling", 1, words("rubric.too_many", count=statements, budget=STATEMENTS))
     level = reached(saved, IMPROVEMENT)
     level = min(level, 1 if not solved else 3 if solved < SEVERAL else 4)
-    reason = words(
-        "rubric.improvement", saved=number(100 * saved, ".0f"), statements=statements, solved=solved
-    )
+    reason = words("rubric.improvement", saved=number(100 * saved, ".0f"), statements=statements, solved=solved)
     return Level("profiling", level, reason)
 
 

@@ -93,9 +93,7 @@ def read_source(path: Path) -> Source:
         name = meta.get("name", "")
         where = f"{path.name}, cell {name or index}"
         if not _NAME.fullmatch(name):
-            raise CourseError(
-                f'{where}: give it a header name="...": ASCII letters, digits, - and _, at most 64'
-            )
+            raise CourseError(f'{where}: give it a header name="...": ASCII letters, digits, - and _, at most 64')
         if name in {cell.name for cell in cells}:
             raise CourseError(f"{where}: another cell has that name; names must be unique")
         if unknown := set(meta.get("tags", [])) - TAGS:
@@ -140,9 +138,7 @@ def read_translation(path: Path) -> Translation | None:
         if name in texts:
             raise CourseError(f"{path.name}, cell {name}: it is there twice")
         texts[name] = (hash_, english.strip())
-    return Translation(
-        bool(front and re.search(r"^translated:\s*true\s*$", front["front"], re.MULTILINE)), texts
-    )
+    return Translation(bool(front and re.search(r"^translated:\s*true\s*$", front["front"], re.MULTILINE)), texts)
 
 
 def accept_translation(path: Path, source: Source) -> None:
