@@ -105,9 +105,7 @@ class Ratio:
         """The ratio of measured pairs; the first of ``times_a`` belongs to the first of ``times_b``."""
         pairs = list(zip(times_a, times_b, strict=False))
         if not pairs:
-            return cls(
-                math.nan, 0.0, math.inf, "inconclusive", tuple(times_a), tuple(times_b), minimum_effect
-            )
+            return cls(math.nan, 0.0, math.inf, "inconclusive", tuple(times_a), tuple(times_b), minimum_effect)
         middle, low, high = map(math.exp, median_interval([_log_ratio(a, b) for a, b in pairs]))
         effect = 1 + minimum_effect
         if low > effect or high < 1 / effect:
@@ -148,9 +146,7 @@ class Ratio:
             effect = 1 + self.minimum_effect
             ax.axhspan(1 / effect, effect, color=plots.GREY, alpha=0.15, linewidth=0)
 
-        return plots.figure(
-            draw, title=self.says, alt=say("stats.alt", pairs=self.pairs, says=self.says), data=self.df
-        )
+        return plots.figure(draw, title=self.says, alt=say("stats.alt", pairs=self.pairs, says=self.says), data=self.df)
 
     def __repr__(self) -> str:
         return say("stats.repr", symbol=SYMBOLS[self.verdict], says=self.says, pairs=self.pairs)

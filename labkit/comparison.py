@@ -7,7 +7,7 @@ import math
 import time
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -16,22 +16,9 @@ from labkit._html import Safe, card, code, join, tag
 from labkit._text import duration, number, say
 from labkit.errors import NotJSONError
 
-
-class _Reply(Protocol):
-    @property
-    def status(self) -> int: ...
-    @property
-    def body(self) -> bytes: ...
-    @property
-    def json(self) -> Any: ...
-    @property
-    def elapsed(self) -> float: ...
-    @property
-    def queries(self) -> int: ...
-
-
-class _Client(Protocol):
-    async def call(self, method: str, path: str, /) -> _Reply: ...
+if TYPE_CHECKING:
+    from labkit._client import Client
+    from labkit.asgi import Reply
 
 
 _MISSING = object()
@@ -60,6 +47,7 @@ class Comparison:
         statements_a, statements_b: statements that one request ran.
         timing: the measured pairs and their ratio; without a pair if an endpoint answered with an error.
         latency_ms: simulated round trip of each statement in milliseconds; 0 = none.
+        failure: which endpoint answered with an error (status 400 or more) and what it raised; else empty.
     """
 
     paths: tuple[str, str]
@@ -69,6 +57,7 @@ class Comparison:
     statements_b: int
     timing: stats.Ratio
     latency_ms: float = 0.0
+    failure: str = ""
 
     @property
     def ratio(self) -> float:
@@ -145,10 +134,14 @@ class Comparison:
         return plots.figure(draw, title=self._headline(), alt=alt, data=data, size=(11, 2.9), panels=2)
 
     def _headline(self) -> str:
+        if self.failure:
+            return say("stats.not_compared")
         return self.says if self.same_body else say("stats.not_same", says=self.says)
 
     def __repr__(self) -> str:
         lines = [f"{stats.SYMBOLS[self.verdict]} {self._headline()}"]
+        if self.failure:
+            return "\n".join([*lines, self.failure])
         if self.difference:
             lines.append(str(self.difference))
         if self.latency_ms:
@@ -156,6 +149,9 @@ class Comparison:
         return "\n".join(lines)
 
     def _repr_html_(self) -> Safe:
+        if self.failure:
+            text = tag("pre", self.failure, "white-space:pre-wrap;margin:0")
+            return card(self._headline(), text, colour=plots.VERMILION, symbol="✗")
         body = [tag("div", say("stats.same" if self.same_body else "stats.first_difference"))]
         if self.difference:
             body.append(tag("div", code(self.difference)))
@@ -174,13 +170,12 @@ class Comparison:
 
 
 async def compare_endpoints(
-    client: _Client,
+    client: Client,
     a: str,
     b: str,
     *,
     seconds: float = 15.0,
     minimum_effect: float = 0.05,
-    latency_ms: float = 0.0,
     seed: int | None = None,
 ) -> Comparison:
     """Call both paths, compare their answers and statements, then time them in interleaved pairs.
@@ -188,35 +183,40 @@ async def compare_endpoints(
     An endpoint that answers with an error (status 400 or more) is not timed: failing fast is not being fast.
 
     Args:
-        client: has ``await call("GET", path)``, giving a reply.
+        client: the Lab's, inside its loop.
         a, b: paths; the verdict is said of b.
         seconds: limit for everything.
         minimum_effect: see `labkit.stats.compare`.
-        latency_ms: simulated round trip a statement in milliseconds, only shown.
         seed: makes the order of the pairs reproducible.
     """
     began = time.perf_counter()
     reply_a, reply_b = await client.call("GET", a), await client.call("GET", b)
     difference = first_difference(reply_a, reply_b)
-    left = seconds - (time.perf_counter() - began)
-    if max(reply_a.status, reply_b.status) >= 400:
+    failed = [reply for reply in (reply_a, reply_b) if reply.status >= 400]
+    if failed:
         timing = stats.Ratio.of([], [])
-    elif left <= 0:
-        timing = stats.Ratio.of([reply_a.elapsed], [reply_b.elapsed])
     else:
+        # These two calls serve as the warm-up pair.
+        cold = {"a": reply_a.elapsed, "b": reply_b.elapsed}
 
-        async def run(path: str) -> float:
-            return (await client.call("GET", path)).elapsed
+        async def run(side: str, path: str) -> float:
+            return cold.pop(side) if side in cold else (await client.call("GET", path)).elapsed
 
         timing = await stats.compare_async(
-            lambda: run(a), lambda: run(b), limit=left, minimum_effect=minimum_effect, seed=seed, warm_up=0
+            lambda: run("a", a),
+            lambda: run("b", b),
+            limit=max(seconds - (time.perf_counter() - began), 1e-6),
+            minimum_effect=minimum_effect,
+            seed=seed,
         )
-    return Comparison(
-        (a, b), difference is None, difference, reply_a.queries, reply_b.queries, timing, latency_ms
+    failure = "\n".join(
+        line for reply in failed for line in (f"{reply.label} → {reply.status}", reply.error, reply.note) if line
     )
+    same = difference is None
+    return Comparison((a, b), same, difference, reply_a.queries, reply_b.queries, timing, client.trip.ms, failure)
 
 
-def first_difference(a: _Reply, b: _Reply) -> Difference | None:
+def first_difference(a: Reply, b: Reply) -> Difference | None:
     """Where two replies first differ (status, then parsed JSON, else bytes), or None."""
     if a.status != b.status:
         return Difference("status", str(a.status), str(b.status))
@@ -230,15 +230,21 @@ def first_difference(a: _Reply, b: _Reply) -> Difference | None:
             min(len(a.body), len(b.body)),
         )
         return Difference(f"byte {place}", *(repr(body[place : place + 20])[1:] for body in (a.body, b.body)))
+    return _difference(found)
+
+
+def difference(a: Any, b: Any) -> Difference | None:
+    """Where two parsed JSON values first differ, or None."""
+    return _difference(_differ(a, b, ""))
+
+
+def _difference(found: tuple[str, Any, Any] | None) -> Difference | None:
     return Difference(found[0] or "$", _shown(found[1]), _shown(found[2])) if found else None
 
 
 def _differ(a: Any, b: Any, path: str) -> tuple[str, Any, Any] | None:
     if isinstance(a, dict) and isinstance(b, dict):
-        steps = [
-            (_key(path, k), a.get(k, _MISSING), b.get(k, _MISSING))
-            for k in [*a, *(k for k in b if k not in a)]
-        ]
+        steps = [(_key(path, k), a.get(k, _MISSING), b.get(k, _MISSING)) for k in [*a, *(k for k in b if k not in a)]]
     elif isinstance(a, list) and isinstance(b, list):
         steps = [
             (f"{path}[{i}]", a[i] if i < len(a) else _MISSING, b[i] if i < len(b) else _MISSING)
@@ -252,11 +258,7 @@ def _differ(a: Any, b: Any, path: str) -> tuple[str, Any, Any] | None:
 
 
 def _key(path: str, key: str) -> str:
-    return (
-        f"{path}.{key}".lstrip(".")
-        if key.isidentifier()
-        else f"{path}[{json.dumps(key, ensure_ascii=False)}]"
-    )
+    return f"{path}.{key}".lstrip(".") if key.isidentifier() else f"{path}[{json.dumps(key, ensure_ascii=False)}]"
 
 
 def _shown(value: Any) -> str:

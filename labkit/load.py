@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, cycle, islice
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -18,18 +18,10 @@ import pandas as pd
 from labkit import plots, stats
 from labkit._html import Safe, card
 from labkit._text import duration, number, say
-from labkit.errors import LabkitError, MeasurementError
+from labkit.errors import MeasurementError, RequestError
 
-
-class _Reply(Protocol):
-    @property
-    def status(self) -> int: ...
-    @property
-    def elapsed(self) -> float: ...
-
-
-class _Client(Protocol):
-    async def call(self, method: str, path: str, /) -> _Reply: ...
+if TYPE_CHECKING:
+    from labkit._client import Client
 
 
 Ids = Iterable[object] | Callable[[random.Random], object]
@@ -118,16 +110,12 @@ class LoadResult:
 
         def draw(ax: Any) -> None:
             ordered = np.sort(self.elapsed)
-            ax.step(
-                ordered, 100 * np.arange(1, len(ordered) + 1) / len(ordered), where="post", color=plots.BLUE
-            )
+            ax.step(ordered, 100 * np.arange(1, len(ordered) + 1) / len(ordered), where="post", color=plots.BLUE)
             for (name, value), colour in zip(
                 seen.items(), (plots.GREEN, plots.ORANGE, plots.VERMILION, plots.PURPLE), strict=True
             ):
                 ax.plot([value], [float(name[1:])], "o", color=colour, markersize=8, zorder=3)
-                ax.axvline(
-                    value, color=colour, linewidth=1.2, linestyle=":", label=f"{name} = {duration(value)}"
-                )
+                ax.axvline(value, color=colour, linewidth=1.2, linestyle=":", label=f"{name} = {duration(value)}")
             ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
             simulated = "stats.time_axis_simulated" if self.latency_ms else "stats.time_axis"
             ax.set(
@@ -161,7 +149,7 @@ class LoadResult:
 
 
 async def load(
-    client: _Client,
+    client: Client,
     path: str,
     *,
     requests: int = 1000,
@@ -170,7 +158,6 @@ async def load(
     method: str = "GET",
     seed: int = 0,
     seconds: float = 30.0,
-    latency_ms: float = 0.0,
 ) -> LoadResult:
     """Keep ``concurrency`` workers busy, each asking anew as soon as it has its answer (a closed loop).
 
@@ -178,7 +165,7 @@ async def load(
     percentiles look better than users arriving on their own would find them.
 
     Args:
-        client: has ``await call(method, path)``, giving a reply.
+        client: the Lab's, inside its loop.
         path: where to; ``{id}`` in it is filled from ``ids``.
         requests: how many in all, at most.
         concurrency: workers.
@@ -186,15 +173,12 @@ async def load(
         method: HTTP method.
         seed: makes the ids reproducible.
         seconds: no request is started after that.
-        latency_ms: simulated round trip a statement in milliseconds, only shown.
 
     Raises:
         MeasurementError: if a number is not positive, or ``{id}`` and ``ids`` do not go together.
     """
     if requests < 1 or concurrency < 1 or seconds <= 0:
-        raise MeasurementError(
-            say("stats.bad_load", requests=requests, concurrency=concurrency, seconds=seconds)
-        )
+        raise MeasurementError(say("stats.bad_load", requests=requests, concurrency=concurrency, seconds=seconds))
     waiting = iter(_paths(path, ids, requests, random.Random(seed)))
     rows: list[tuple[float, float, int | str]] = []
     start = time.perf_counter()
@@ -207,7 +191,7 @@ async def load(
             try:
                 reply = await client.call(method, target)
                 rows.append((began - start, reply.elapsed, reply.status))
-            except LabkitError as error:
+            except RequestError as error:
                 rows.append((began - start, time.perf_counter() - began, type(error).__name__))
 
     async with asyncio.TaskGroup() as group:
@@ -216,7 +200,7 @@ async def load(
     took = time.perf_counter() - start
     rows.sort()
     started, elapsed, outcomes = zip(*rows, strict=True)
-    return LoadResult(path, method, concurrency, took, started, elapsed, outcomes, latency_ms)
+    return LoadResult(path, method, concurrency, took, started, elapsed, outcomes, client.trip.ms)
 
 
 def _paths(path: str, ids: Ids | None, requests: int, chance: random.Random) -> list[str]:

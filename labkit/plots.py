@@ -69,9 +69,7 @@ class Figure(_Figure):
         summary = tag("summary", say("plots.as_table"), f"cursor:pointer;color:{FAINT};font-size:12px")
         return join([image, tag("details", join([summary, frame(self.table)]))])
 
-    def _repr_mimebundle_(
-        self, include: Any = None, exclude: Any = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
         # The HTML is what JupyterLab shows; viewers that drop pictures from HTML (GitHub) take the PNG.
         picture = base64.b64encode(self.png()).decode()
         data = {
@@ -172,9 +170,7 @@ def icicle(
 
     def draw(ax: Axes) -> None:
         for node, left, level in boxes:
-            face = (
-                (ORANGE if level % 2 else "#F0B73A") if node.own else ("#DCE6EE" if level % 2 else "#C9D9E6")
-            )
+            face = (ORANGE if level % 2 else "#F0B73A") if node.own else ("#DCE6EE" if level % 2 else "#C9D9E6")
             ax.add_patch(Rectangle((left, level), node.value, 0.94, facecolor=face, edgecolor="white"))
             room = int(node.value / total * width * 12.5) - 1  # characters of 9 points that fit
             label = f"{node.name}  {show(node.value)}"
@@ -189,9 +185,7 @@ def icicle(
         ax.yaxis.set_visible(False)
         ax.spines["left"].set_visible(False)
         _ticks(ax.xaxis, _short if show is duration else show, False)
-        ax.set_xlabel(
-            say("plots.icicle_own" if any(node.own for node, _, _ in boxes) else "plots.icicle_axis")
-        )
+        ax.set_xlabel(say("plots.icicle_own" if any(node.own for node, _, _ in boxes) else "plots.icicle_axis"))
 
     if data is None:
         names = [say("plots.name"), say("plots.value"), say("plots.share")]
@@ -200,9 +194,7 @@ def icicle(
     return figure(draw, title=title, alt=alt, data=data, size=(width, 1.3 + 0.34 * rows))
 
 
-def _boxes(
-    node: Node, left: float, level: int, depth: int, least: float
-) -> Iterator[tuple[Node, float, int]]:
+def _boxes(node: Node, left: float, level: int, depth: int, least: float) -> Iterator[tuple[Node, float, int]]:
     yield node, left, level
     for child in node.children if level + 1 < depth else ():
         if child.value >= least:
@@ -267,9 +259,7 @@ def bars(
             ax.plot(whisker, (place, place), color=BLACK, linewidth=1.6, marker="|", markersize=9)
             end = max(end, whisker[1])
             longest = max(longest, end)
-        ax.annotate(
-            show(value), (end, place), (6, 0), textcoords="offset points", va="center", fontweight="bold"
-        )
+        ax.annotate(show(value), (end, place), (6, 0), textcoords="offset points", va="center", fontweight="bold")
     ax.set_yticks(places, names)
     ax.set(ylim=(len(values) - 0.4, -0.6), xlim=(0, longest * 1.2))
     ax.grid(False, axis="y")

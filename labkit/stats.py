@@ -15,6 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
 from itertools import count
+from statistics import median
 from typing import Any, TypedDict, Unpack
 
 import pandas as pd
@@ -62,15 +63,14 @@ def _experiment(
 ) -> Generator[bool, float, Ratio]:
     """Yields which to run next (True: a) and is sent the seconds it took: one course for sync and async."""
     if limit <= 0 or minimum_effect <= 0 or precision <= 0:
-        raise MeasurementError(
-            say("stats.bad_limits", limit=limit, effect=minimum_effect, precision=precision)
-        )
+        raise MeasurementError(say("stats.bad_limits", limit=limit, effect=minimum_effect, precision=precision))
     start, coin, look = clock(), random.Random(seed), FEWEST
     a: list[float] = []
     b: list[float] = []
 
     def seen() -> Ratio:
-        skip = warm_up if min(len(a), len(b)) > warm_up else 0
+        # Where time is short, a cold pair is better than none.
+        skip = warm_up if min(len(a), len(b)) >= warm_up + FEWEST else 0
         return Ratio.of(a[skip:], b[skip:], minimum_effect)
 
     first = False
@@ -89,7 +89,8 @@ def _experiment(
             enough = ENOUGH if wanted < ROUGH else FEWEST
             if pairs >= MOST or (pairs >= enough and math.log(ratio.high / ratio.low) / 2 <= wanted):
                 return ratio
-        if pairs >= FEWEST and now + (now - began) > start + limit:
+        # Another pair like the last one, or at least like most, must fit.
+        if now + (now - began) > start + limit and now + median(a) + median(b) > start + limit:
             return seen()
     raise AssertionError("unreachable")
 
@@ -109,12 +110,13 @@ def compare(
 
     Args:
         a, b: called without arguments; what they return is ignored, what they raise goes through.
-        limit: seconds after which nothing new is started; a verdict not clear by then is ``"inconclusive"``.
+        limit: seconds; no pair is started that would not end in time, and a verdict not clear by then is
+            ``"inconclusive"``.
         minimum_effect: differences up to this fraction count as none.
         precision: enough when the interval's half width on the log scale is at most this (0.02 is about 2 %),
             or a tenth of the log ratio, so that "38 times" need not be known to the decimal.
         seed: makes the order within the pairs reproducible.
-        warm_up: pairs run first and not counted.
+        warm_up: pairs run first and not counted, unless time allows no others.
         clock: seconds; the tests put in a false one.
 
     Raises:
@@ -190,9 +192,7 @@ class OneShots:
             scatter(ax, self.ratios, colours, self.against_itself)
             ax.set_ylabel(say("stats.one_shot_axis"))
 
-        return plots.figure(
-            draw, title=repr(self), alt=say("stats.one_shot_alt", says=repr(self)), data=self.df
-        )
+        return plots.figure(draw, title=repr(self), alt=say("stats.one_shot_alt", says=repr(self)), data=self.df)
 
     def __repr__(self) -> str:
         pairs, percent = len(self.ratios), 100 * self.threshold

@@ -62,9 +62,7 @@ def heavy(world: World) -> float:
 
 def shared(world: World) -> float:
     """Bursts that hit a single run in five, up to five times as slow."""
-    return math.exp(world.chance.gauss(0, 0.1)) * (
-        1 + 4 * world.chance.random() * (world.chance.random() < 0.2)
-    )
+    return math.exp(world.chance.gauss(0, 0.1)) * (1 + 4 * world.chance.random() * (world.chance.random() < 0.2))
 
 
 NOISES = (lognormal, bimodal, drifting, heavy, shared)
