@@ -27,6 +27,17 @@ from labkit.errors import LabkitError
 
 Event = dict[str, Any]
 VERSION = 1
+# What an event of each kind must hold; the kinds of a later version pass.
+HOLDS = {
+    "check": ("exercise", "verdict", "message", "source", "needs"),
+    "hint": ("exercise", "rung"),
+    "predict": ("question", "values"),
+    "actual": ("question", "values"),
+    "reflect": ("question", "text"),
+    "keep": ("name", "values", "rows", "findings", "picture", "alt"),
+    "part": ("cell", "source", "needs"),
+    "report": ("files",),
+}
 ROWS = 12  # of a kept table
 
 
@@ -60,8 +71,10 @@ class Evidence:
 
     def add(self, kind: str, **values: Any) -> Event:
         """Record an event and save; never raises for want of a disk."""
-        event: Event = {"id": uuid.uuid4().hex, "at": round(self._clock(), 3), "kind": kind, **values}
-        event = json.loads(json.dumps(event, default=str))
+        # Later than the last one even within a tick, or after the clock was set back: the order tells what counts.
+        at = max([self._clock(), *(event["at"] + 1e-6 for event in list(self)[-1:])])
+        event: Event = {"id": uuid.uuid4().hex, "at": round(at, 6), "kind": kind, **values}
+        event = json.loads(json.dumps(event, default=str, skipkeys=True))
         self._events[event["id"]] = event
         self.save()
         return event
@@ -103,7 +116,7 @@ class Evidence:
             return False  # what cannot be read must not be replaced
         text = json.dumps({"version": VERSION, "events": list(self)}, ensure_ascii=False, indent=1)
         try:
-            write_atomically(self.path, text.encode())
+            write_atomically(self.path, text.encode("utf-8", "backslashreplace"))  # half a surrogate pair
             for name in list(self._pictures):
                 write_atomically(self.path.parent / name, self._pictures[name])
                 del self._pictures[name]
@@ -122,7 +135,7 @@ class Evidence:
     def _merge_file(self) -> bool:
         try:
             data = json.loads(self.path.read_text(encoding="utf-8"))
-            events = {event["id"]: event for event in data["events"] if event["kind"] and float(event["at"]) >= 0}
+            events = {event["id"]: event for event in data["events"] if _is_whole(event)}
         except FileNotFoundError:
             return True
         except OSError as error:
@@ -144,6 +157,11 @@ class Evidence:
         return None
 
 
+def _is_whole(event: Event) -> bool:
+    """True; raises KeyError or TypeError for an event that the rest of the course could not read."""
+    return all(event[name] is not None for name in HOLDS.get(event["kind"], ())) and event["at"] + 0.0 >= 0
+
+
 def _read(result: Any, name: str) -> Any:
     """An attribute of a result; None if it has none or cannot tell."""
     with contextlib.suppress(LabkitError):
@@ -154,6 +172,16 @@ def _read(result: Any, name: str) -> Any:
 def _is_plain(value: Any) -> bool:
     """Whether JSON holds a value as it is."""
     return isinstance(value, bool | int | str) or (isinstance(value, float) and math.isfinite(value))
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON may hold it: itself, else its text, shortened (an object may refuse even that)."""
+    if _is_plain(value):
+        return value
+    try:
+        return str(value)[:200]
+    except Exception:
+        return type(value).__name__
 
 
 def _finding(item: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from labkit.course import predictions, report
 from labkit.course.cards import Card, has, words
 from labkit.course.checks import Check, run_check
 from labkit.course.deliverables import find_cell, history, requirements
-from labkit.course.evidence import Evidence
+from labkit.course.evidence import Evidence, plain
 from labkit.course.exercises import Exercise, Outline, outline
 from labkit.course.progress import Progress, progress
 from labkit.errors import WorkFolderError
@@ -81,7 +81,7 @@ class Lesson:
             verdict=card.verdict,
             key=outcome.key,
             message=card.message,
-            counts=dict(card.counts),
+            counts={name: plain(value) for name, value in card.counts.items()},
             source=outcome.source,
             needs=requirements(outcome.source, history()),
         )
