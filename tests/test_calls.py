@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -322,6 +322,29 @@ async def test_another_profiler_in_the_thread_is_left_alone() -> None:
     assert naive() == 3
     assert naive.last.complete == (sys.version_info >= (3, 12))  # before, cProfile takes the place of ours
     assert sys.getprofile() is None
+
+
+class Callable_:
+    async def __call__(self, n: int) -> int:
+        await nap()
+        return spin(n)
+
+
+async def test_partials_methods_and_objects_are_endpoints_too() -> None:
+    app, named = FastAPI(), Callable_()
+
+    def add(n: int, more: int) -> int:
+        return spin(n) + more
+
+    app.get("/partial/{n}")(partial(add, more=1))
+    app.get("/object/{n}")(named)
+    app.get("/method/{n}")(named.__call__)
+    for path, box in {"/partial/40000": "add", "/object/40000": "__call__", "/method/40000": "__call__"}.items():
+        profile = await request_profile(app, path)
+        assert calls_of(profile, "work") == 40_000 and profile.undisturbed and profile.complete
+        assert any(node.name.endswith(box) and node.own for _, node in boxes(profile.tree)), path
+    wrapped = profile_endpoint(named)
+    assert await wrapped(3) == 3 and calls_of(wrapped.last, "work") == 3 and not wrapped.last.undisturbed
 
 
 async def test_generators_are_refused() -> None:

@@ -13,7 +13,7 @@ import inspect
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import wraps
+from functools import partial, wraps
 from types import CodeType, coroutine
 from typing import Any, Protocol
 
@@ -34,7 +34,7 @@ class Probe(Protocol):
 
 def is_async(call: Call) -> bool:
     """Whether calling gives something to await, by FastAPI's rule: what lies under decorators counts too."""
-    return inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(inspect.unwrap(call))
+    return inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(function_of(call))
 
 
 def enclose(call: Call, begin: Callable[[], Probe], done: Callable[[Any], None] = lambda probe: None) -> Call:
@@ -115,13 +115,21 @@ def around(wrap: Callable[[Call], Call]) -> Iterator[None]:
         _wrap.reset(token)
 
 
-def code_of(function: Call) -> CodeType:
-    """The code that a person wrote, below decorators.
+def function_of(call: Call) -> Call:
+    """The function that a person wrote, below decorators, partials and objects that can be called."""
+    call = inspect.unwrap(call)
+    while isinstance(call, partial):
+        call = inspect.unwrap(call.func)
+    return type(call).__call__ if callable(call) and not inspect.isroutine(call) else call
+
+
+def code_of(call: Call) -> CodeType:
+    """The code of that function.
 
     Raises:
-        MeasurementError: if ``function`` is not written in Python.
+        MeasurementError: if it is not written in Python.
     """
-    code = getattr(inspect.unwrap(function), "__code__", None)
+    code = getattr(function_of(call), "__code__", None)
     if not isinstance(code, CodeType):
-        raise MeasurementError(say("profiling.no_code", function=repr(function)))
+        raise MeasurementError(say("profiling.no_code", function=repr(call)))
     return code

@@ -3,7 +3,6 @@ endpoint."""
 
 from __future__ import annotations
 
-import inspect
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -65,7 +64,7 @@ async def lines_of(functions: Sequence[Callable[..., Any]], make: Callable[[], A
     profiler, codes = LineProfiler(), dict[Any, CodeType]()
 
     def add(function: Callable[..., Any]) -> None:
-        code, function = _endpoints.code_of(function), inspect.unwrap(function)
+        code, function = _endpoints.code_of(function), _endpoints.function_of(function)
         if codes.setdefault(function, code) is code:
             profiler.add_function(function)
 
