@@ -38,13 +38,13 @@ def ask(address: str, path: str, token: str | None, method: str = "GET", body: b
 
 
 def running_kernels(pid: int) -> list[psutil.Process]:
-    """The kernels below a process, once one has started up and listens."""
+    """The kernels that a server started, once they listen (what a kernel forks while it starts is not one)."""
     end = time.monotonic() + SECONDS
     while time.monotonic() < end:
         with suppress(psutil.NoSuchProcess):
-            children = psutil.Process(pid).children(recursive=True)
+            children = psutil.Process(pid).children()
             kernels = [child for child in children if "ipykernel_launcher" in " ".join(child.cmdline())]
-            if any(kernel.net_connections() for kernel in kernels):
+            if kernels and all(kernel.net_connections() for kernel in kernels):
                 return kernels
         time.sleep(0.05)
     raise AssertionError("no kernel started")
