@@ -72,6 +72,7 @@ class Lab:
     ) -> None:
         if not time_limit > 0:
             raise RequestError(say("core.bad_time_limit", seconds=time_limit))
+        self.time_limit = time_limit
         trip = faults.RoundTrip()
         faults.latency(trip, latency)
         faults.listen()

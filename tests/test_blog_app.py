@@ -22,6 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, event, select
 
+from labkit import Lab
 from labkit.blog import User, create_app, get_db, indexes
 from labkit.blog.database import prepare
 from labkit.blog.engines import make_engine, sqlite_url
@@ -112,6 +113,22 @@ def test_the_answer_has_the_shape_of_the_course(folder: Path) -> None:
         assert list(user) == ["id", "username", "posts"]
         ids = [post["id"] for post in user["posts"]]
         assert ids == sorted(ids)
+
+
+def test_an_endpoint_replaced_in_one_application_stays_in_the_next(folder: Path) -> None:
+    with (
+        Lab(create_app(data_folder=folder), redis=False) as one,
+        Lab(create_app(data_folder=folder), redis=False) as two,
+    ):
+
+        @one.app.get("/performance/fast-endpoint")
+        async def mine() -> str:
+            return "mine"
+
+        assert one.get("/performance/fast-endpoint").json == "mine"
+        assert two.get("/performance/fast-endpoint").queries == 2
+        with Lab(create_app(data_folder=folder), redis=False) as three:
+            assert three.get("/performance/fast-endpoint").queries == 2
 
 
 def test_the_slow_endpoint_sleeps_for_each_user(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,7 +70,7 @@ class Lesson:
         """
         if isinstance(exercise := self._exercise(id), Card):
             return exercise
-        limit = 1.5 * getattr(self.lab, "time_limit", 30.0)  # a request that hangs is the Lab's to end
+        limit = 1.5 * (self.lab.time_limit if self.lab else 30.0)  # a request that hangs is the Lab's to end
         outcome = run_check(self._checks.get(id), self.plan, exercise, thing, lab=self.lab, limit=limit, seed=seed)
         card = outcome.card
         for name, result in outcome.kept.items():
@@ -203,7 +203,8 @@ class Lesson:
     def _repr_html_(self) -> str:
         where = words("course.saved_in", path=self.evidence.path)
         note = " ".join(filter(None, [self.evidence.notice, self.evidence.problem])) or where
-        return _html.card(self._title, _html.Safe(self.progress()._repr_html_()), symbol="→", note=note)
+        seen = self.progress()
+        return _html.card(self._title, _html.join([_html.tag("div", seen.title), seen.table]), symbol="→", note=note)
 
     @property
     def _title(self) -> str:
@@ -211,7 +212,7 @@ class Lesson:
         return words(key) if has(key) else words("course.lesson", name=self.plan.name)
 
     def _exercise(self, id: str) -> Exercise | Card:
-        if (found := self.plan.exercises.get(id)) is not None:
+        if (found := self.plan.exercises.get(str(id))) is not None:
             return found
         known = ", ".join(self.plan.exercises) or "-"
         return Card("error", words("course.no_such_exercise", id=id, known=known))

@@ -64,15 +64,20 @@ class Progress:
         )
 
     def __repr__(self) -> str:
-        return "\n".join([self._title, *(f"  {' · '.join(map(str, row))}" for row in self.df.to_numpy().tolist())])
+        return "\n".join([self.title, *(f"  {' · '.join(map(str, row))}" for row in self.df.to_numpy().tolist())])
 
     def _repr_html_(self) -> str:
-        rows = self.df
-        body = _html.table(list(rows.columns), rows.to_numpy().tolist(), numeric=(2, 3, 4))
-        return _html.card(self._title, body, symbol="→")
+        return _html.card(self.title, self.table, symbol="→")
 
     @property
-    def _title(self) -> str:
+    def table(self) -> _html.Safe:
+        """One row an exercise, as HTML."""
+        rows = self.df
+        return _html.table(list(rows.columns), rows.to_numpy().tolist(), numeric=(2, 3, 4))
+
+    @property
+    def title(self) -> str:
+        """Exercises done and minutes spent, as a sentence."""
         return words(
             "course.progress",
             done=self.done,
