@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
 from functools import partial, wraps
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from labkit import plots
+from labkit import plots, settings
 from labkit.errors import MeasurementError
 from labkit.profiling._tree import AWAIT, Pictured, finding
 from labkit.profiling.calls import Profile, profile_async, profile_endpoint
@@ -361,6 +362,7 @@ async def test_table_looks_like_that_of_cprofile() -> None:
         return spin(4)
 
     plain()
+    assert plain.last.waiting == 0
     lines = plain.last.table(3).splitlines()
     assert "function calls" in lines[0]
     head = next(line for line in lines if "ncalls  tottime  percall  cumtime" in line)
@@ -441,6 +443,8 @@ async def test_profile_async_sees_the_endpoint_wherever_it_runs(name: str, box: 
     html = profile._repr_html_()
     assert "<img" in html and "ncalls" in html and len(html) < 150_000
     assert profile.plot().alt
+    settings.set_language("en")
+    assert "espera" not in str(replace(profile).tree)
 
 
 async def test_profile_async_looks_below_our_own_decorator() -> None:

@@ -38,9 +38,7 @@ class Calls:
     def frame(self) -> Frame:
         """File and function; builtins have no file."""
         code = isinstance(self.key, CodeType)
-        return (
-            (self.key.co_filename, self.key.co_qualname) if code else ("", ".".join(filter(None, self.key)))
-        )
+        return (self.key.co_filename, self.key.co_qualname) if code else ("", ".".join(filter(None, self.key)))
 
     def path(self) -> Iterator[Calls]:
         """This one, its caller, the caller's caller and so on."""
@@ -119,11 +117,11 @@ class Tracer:
     def __init__(self) -> None:
         self._root = Calls(None, None)
         self._hook, self._resume = _hook(self._root, _cost() if sys.getprofile() is None else 0.0)
-        self._began = self._paused = perf_counter()
+        self._began, self._paused = perf_counter(), 0.0
         self.waited, self.whole, self._mine = 0.0, True, False
 
     def on(self) -> None:
-        self.waited += perf_counter() - self._paused
+        self.waited += perf_counter() - self._paused if self._paused else 0.0
         self._mine = sys.getprofile() is None
         self.whole &= self._mine
         self._resume()

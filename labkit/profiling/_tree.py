@@ -11,6 +11,7 @@ from pathlib import Path
 from labkit import plots
 from labkit._frames import is_user_frame
 from labkit._text import number, say
+from labkit.settings import language
 
 Frame = tuple[str, str]  # file and function; "" is the file of what is not written in Python
 Stack = tuple[Sequence[Frame], float]  # outermost frame first, and the seconds spent in the innermost
@@ -34,18 +35,18 @@ def is_border(frame: Frame) -> bool:
 
 
 @lru_cache(maxsize=8192)
-def _box(frame: Frame) -> tuple[str, bool] | None:
+def _box(frame: Frame, lang: str) -> tuple[str, bool] | None:
     """Name of the box that a frame belongs to and whether it is the user's; None: to that of its caller."""
     file, function = frame
     if frame == AWAIT:
-        return say("profiling.waiting"), False
+        return say("profiling.waiting", lang), False
     if not file or file.startswith("<"):
         return ("sleep", False) if not file and function.endswith("sleep") else None
     if is_user_frame(file):
         name = function.rpartition("<locals>.")[2]
         return None if name.startswith("<") else (name, True)
     if file.startswith(_OURS):
-        return (say("profiling.latency") if file.endswith("faults.py") else "labkit"), False
+        return (say("profiling.latency", lang) if file.endswith("faults.py") else "labkit"), False
     package, folder = _PACKAGE.search(file), re.split(r"[/\\]", file)[-2]
     name = package[1] if package else folder if folder in _NAMED else "python"
     return ("fastapi" if name in _FRAMEWORK else name), False
@@ -74,12 +75,12 @@ class Pictured:
         """Calls as boxes in boxes. Neighbours of one library are one box, FastAPI counts as one library
         with the packages it stands on, machinery outside of the request is cut off, and so is what takes
         under 0.2 %."""
-        root = _Box()
+        root, lang = _Box(), language()
         for stack, seconds in self.stacks:
             box, last = root, None
             root.value += seconds
             start = max((i for i, frame in enumerate(stack, 1) if is_border(frame)), default=0)
-            for label in map(_box, stack[start:]):
+            for label in (_box(frame, lang) for frame in stack[start:]):
                 if label and label != last and (box is not root or label[0] not in ("python", "labkit")):
                     last, box = label, box.inner.setdefault(label[0], _Box(label[1]))
                     box.value += seconds
