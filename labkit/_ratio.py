@@ -123,7 +123,8 @@ class Ratio:
     def says(self) -> str:
         """The verdict as a sentence: "38 veces más rápido (33–43)"."""
         if self.verdict == "inconclusive" and self.pairs < FEWEST:
-            return say("stats.too_few", pairs=self.pairs, fewest=FEWEST)
+            seen = f"×{times(self.ratio)[0]}, " if self.pairs else ""
+            return say("stats.too_few", seen=seen, pairs=self.pairs, fewest=FEWEST)
         middle, low, high = self.ratio, self.low, self.high
         if self.verdict == "slower":
             middle, low, high = 1 / middle, 1 / high, 1 / low

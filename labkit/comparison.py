@@ -193,8 +193,11 @@ async def compare_endpoints(
     reply_a, reply_b = await client.call("GET", a), await client.call("GET", b)
     difference = first_difference(reply_a, reply_b)
     failed = [reply for reply in (reply_a, reply_b) if reply.status >= 400]
+    left = seconds - (time.perf_counter() - began)
     if failed:
         timing = stats.Ratio.of([], [])
+    elif left <= 0:
+        timing = stats.Ratio.of([reply_a.elapsed], [reply_b.elapsed], minimum_effect)
     else:
         # These two calls serve as the warm-up pair.
         cold = {"a": reply_a.elapsed, "b": reply_b.elapsed}
@@ -205,7 +208,7 @@ async def compare_endpoints(
         timing = await stats.compare_async(
             lambda: run("a", a),
             lambda: run("b", b),
-            limit=max(seconds - (time.perf_counter() - began), 1e-6),
+            limit=left,
             minimum_effect=minimum_effect,
             seed=seed,
         )

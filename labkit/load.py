@@ -145,7 +145,7 @@ class LoadResult:
         body = say("stats.load_card", times=times, outcomes=outcomes, concurrency=self.concurrency)
         note = say("stats.simulated", latency=self.latency_ms) if self.latency_ms else ""
         colour = plots.VERMILION if self.errors else plots.GREEN
-        return card(repr(self), body, colour=colour, symbol="▲" if self.errors else "●", note=note)
+        return card(repr(self), body, colour=colour, symbol="✗" if self.errors else "●", note=note)
 
 
 async def load(
@@ -172,7 +172,7 @@ async def load(
         ids: an iterable (repeated when it ends) or a function of a ``random.Random``, such as ``zipf(500)``.
         method: HTTP method.
         seed: makes the ids reproducible.
-        seconds: no request is started after that.
+        seconds: no request but the first is started after that.
 
     Raises:
         MeasurementError: if a number is not positive, or ``{id}`` and ``ids`` do not go together.
@@ -186,7 +186,7 @@ async def load(
     async def work() -> None:
         for target in waiting:
             began = time.perf_counter()
-            if began - start > seconds:
+            if rows and began - start > seconds:
                 return
             try:
                 reply = await client.call(method, target)
