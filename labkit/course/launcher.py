@@ -101,6 +101,7 @@ def _server(served: Path, first: Path, port: int, browser: bool) -> _Server:
         "ServerApp.root_dir": served,
         "ServerApp.open_browser": browser,
         "Application.log_level": "ERROR",  # its warnings are about its own affairs
+        "KernelManager.transport_encryption": "auto",  # without it each kernel warns the learner
         "LabApp.default_url": _tree_path(served, first),
         "LabApp.extension_manager": "readonly",  # the other one asks a package registry
         "LabApp.check_for_updates_class": "jupyterlab.NeverCheckForUpdate",
