@@ -624,6 +624,23 @@ def eager_selectin_on_each_page(shop: Shop) -> None:
 
 
 @case
+def eager_on_two_levels_on_each_page(shop: Shop) -> None:
+    for page in range(7):
+        options = selectinload(Author.pupils).selectinload(Author.books)
+        shop.db.scalars(select(Author).options(options).order_by(Author.id).limit(10).offset(10 * page)).all()
+
+
+@case
+async def pieces_at_the_same_time(shop: Shop) -> None:
+    async def piece(ids: list[int]) -> Any:
+        async with AsyncSession(shop.aengine) as db:
+            return (await db.scalars(select(Book).where(Book.author_id.in_(ids)))).all()
+
+    ids = list(range(1, 103))
+    await asyncio.gather(*(piece(ids[start : start + 20]) for start in (100, 80, 60, 40, 20, 0)))
+
+
+@case
 def list_in_pieces(shop: Shop) -> None:
     ids = list(range(1, 108))
     for start in range(0, len(ids), 15):
@@ -668,6 +685,13 @@ def pages_by_key(shop: Shop) -> None:
 @case
 def pages_by_key_downwards_in_raw_sql(shop: Shop) -> None:
     last, statement = 10**9, text("SELECT id FROM books WHERE id < :last ORDER BY id DESC LIMIT 500")
+    while rows := shop.db.execute(statement, {"last": last}).all():
+        last = rows[-1].id
+
+
+@case
+def pages_from_an_optional_key(shop: Shop) -> None:
+    last, statement = None, text("SELECT id FROM books WHERE :last IS NULL OR id > :last ORDER BY id LIMIT 450")
     while rows := shop.db.execute(statement, {"last": last}).all():
         last = rows[-1].id
 

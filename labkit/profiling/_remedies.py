@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 _AGGREGATE = re.compile(r"\b(count|sum|avg|min|max)\((.*?)\)", re.IGNORECASE)
 
 
+def relation(statement: Statement) -> Any:
+    """The relationship that a statement loads, lazily or eagerly; None if it loads none."""
+    options = getattr(getattr(statement.origin[0], "statement", None), "_compile_options", None)
+    return getattr(getattr(options, "_current_path", None), "prop", None)
+
+
 def remedy(statement: Statement, fingerprint: str, keys: list[str], chains: dict[Any, str]) -> str:
     """What to write instead.
 
@@ -26,48 +32,45 @@ def remedy(statement: Statement, fingerprint: str, keys: list[str], chains: dict
         chains: options advised so far, by the class that they load: a load on a deeper level is joined to
             that of its parent. Added to.
     """
-    compiled, lazy = statement.origin
-    clause = getattr(compiled, "statement", None)
-    options = getattr(clause, "_compile_options", None)
-    relation = getattr(getattr(options, "_current_path", None), "prop", None)
-    if lazy and relation is not None:
-        own = f"selectinload({relation.parent.class_.__name__}.{relation.key})"
-        if relation.parent in chains and relation.parent is not relation.mapper:
-            own = f"{chains[relation.parent]}.{own}"
-        chains.setdefault(relation.mapper, own)
+    if (link := relation(statement)) is not None:
+        own = f"selectinload({link.parent.class_.__name__}.{link.key})"
+        if link.parent in chains and link.parent is not link.mapper:
+            own = f"{chains[link.parent]}.{own}"
+        chains.setdefault(link.mapper, own)
         return own
+    clause = getattr(statement.origin[0], "statement", None)
     verb = fingerprint.split()[0].upper()
     if clause is None or clause.__visit_name__ == "textclause":
         return _raw(fingerprint, verb, keys)
     names = _Names(fingerprint, clause)
-    deferred = [names.column(f"{table}.{name}") for table, name in names.deferred(options)]
+    deferred = [
+        names.column(f"{table}.{name}") for table, name in names.deferred(getattr(clause, "_compile_options", None))
+    ]
     if deferred:
         return ", ".join(f"undefer({name})" for name in deferred)
     return _expression(clause, statement.sql, verb, keys, names)
 
 
 def _general(keys: list[str]) -> str:
-    columns = f"({', '.join(keys)})" if len(keys) > 1 else (keys or ["…"])[0]
-    return say("profiling.fix_in_general", columns=columns)
+    columns = keys[0] if len(keys) == 1 else f"({', '.join(keys)})"
+    return say("profiling.fix_in_general" if keys else "profiling.fix_without_key", columns=columns)
 
 
 def _raw(fingerprint: str, verb: str, keys: list[str]) -> str:
     """The replacing query of a statement written as text."""
     if verb in ("INSERT", "UPDATE", "REPLACE"):
         return f'execute(text("{fingerprint}"), rows)'
-    if len(keys) != 1 or verb not in ("SELECT", "DELETE"):
+    found = re.fullmatch(r"SELECT (.*?) FROM (.*?)( LIMIT \?.*)?", fingerprint, re.IGNORECASE)
+    if found is None or len(keys) != 1:
         return _general(keys)
-    key = re.escape(keys[0])
+    (head, rest, _), key = found.groups(), re.escape(keys[0])
     equal = rf"\? *=+ *{key}\b|(?<![\w.]){key} *(?:=+ *\?|IN \(…\))"
-    query = re.sub(equal, f"{keys[0]} IN (…)", fingerprint, flags=re.IGNORECASE)
-    head, _, rest = query.partition(" FROM ")
-    if verb == "SELECT" and not re.search(
-        rf"(?<![\w.])(\w+\.)?(\*|{re.escape(keys[0].split('.')[-1])})(?![\w)])", head
-    ):
-        query = f"SELECT {keys[0]}, {query[7:]}"
-    if _AGGREGATE.search(head) and not re.search(r"\b(GROUP|ORDER) BY\b|\bLIMIT\b", rest, re.IGNORECASE):
-        query += f" GROUP BY {keys[0]}"
-    return query
+    rest = re.sub(equal, f"{keys[0]} IN (…)", rest, flags=re.IGNORECASE)
+    if not re.search(rf"(^|, ?)(\w+\.)?(\*|{key.split('.')[-1]})(,|$)", head):
+        head = f"{keys[0]}, {head}"
+    if _AGGREGATE.search(head) and not re.search(r" (GROUP|ORDER) BY ", rest, re.IGNORECASE):
+        rest += f" GROUP BY {keys[0]}"
+    return f"SELECT {head} FROM {rest}"
 
 
 class _Names:
@@ -107,11 +110,11 @@ class _Names:
 
 def _expression(clause: Any, sql: str, verb: str, keys: list[str], names: _Names) -> str:
     """The replacing query of a statement written with SQLAlchemy's functions."""
-    columns = [names.column(key) for key in keys]
+    columns = list(dict.fromkeys(names.column(key) for key in keys))
     where = f"{columns[0]}.in_(ids)" if len(columns) == 1 else f"tuple_({', '.join(columns)}).in_(keys)"
     if verb in ("INSERT", "UPDATE"):
         return f"execute({verb.lower()}({names.table(clause.table.name)}), rows)"
-    if not columns:
+    if not all("." in column for column in columns) or not columns:  # text inside a query of SQLAlchemy's
         return _general(keys)
     if verb == "DELETE":
         return f"delete({names.table(clause.table.name)}).where({where})"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from labkit._frames import place
 from labkit._text import say
-from labkit.profiling._remedies import remedy
+from labkit.profiling._remedies import relation, remedy
 from labkit.profiling._shapes import Slot, shape
 
 if TYPE_CHECKING:
@@ -66,10 +66,13 @@ class _Call(NamedTuple):
 
 def _call(statement: Statement) -> _Call:
     given, slots = statement.values, shape(statement.sql).slots
-    marks = {slot.key for slot in slots if slot.literal is None}
-    if slots and len(marks) != len(given or ()):  # not understood: compare the parameters as a whole
+    try:
+        values = [_number(s.literal) if s.literal is not None else given[s.key] for s in slots]
+        understood = not slots or len({s.key for s in slots if s.literal is None}) == len(given or ())
+    except (LookupError, TypeError):
+        understood = False
+    if not understood:  # compare the statements as a whole
         return _Call(statement, (Slot("other", "", None, 0),), (repr(given) + statement.sql,), ())
-    values = [_number(s.literal) if s.literal is not None else given[s.key] for s in slots]
     pairs = list(zip(slots, values, strict=True))
     single = [(slot, value) for slot, value in pairs if slot.role != "in"]
     listed: list[Any] = []
@@ -101,7 +104,8 @@ def find(statements: Sequence[Statement]) -> tuple[Finding, ...]:
     groups: dict[tuple[str, Any], list[_Call]] = defaultdict(list)
     for one in statements:
         fingerprint = shape(one.sql).fingerprint
-        if not one.many and one.error is None and fingerprint.lstrip("( ").upper().startswith(_VERBS):
+        eager = not one.origin[1] and relation(one) is not None  # selectinload and its like are the cure
+        if not one.many and not eager and one.error is None and fingerprint.lstrip("( ").upper().startswith(_VERBS):
             groups[fingerprint, one.site and one.site[:2]].append(_call(one))
     findings = []
     chains: dict[Any, str] = {}
@@ -120,7 +124,7 @@ def find(statements: Sequence[Statement]) -> tuple[Finding, ...]:
 
 def _varying(calls: list[_Call]) -> tuple[Slot, ...]:
     """The slots whose values change from call to call; empty if that is no N+1."""
-    columns = list(zip(*(call.single for call in calls), strict=True))
+    columns = list(zip(*(call.single for call in calls), strict=False))
     varying = [i for i, values in enumerate(columns) if len(set(values)) > 1]
     slots = tuple(calls[0].slots[i] for i in varying)
     lists = [call.listed for call in calls]
@@ -133,7 +137,7 @@ def _varying(calls: list[_Call]) -> tuple[Slot, ...]:
 
 def _pieces(lists: list[tuple[Any, ...]]) -> bool:
     """Whether the IN lists are one long list cut into pieces of the same length, the last one shorter."""
-    sizes = [len(one) for one in lists]
+    sizes = sorted((len(one) for one in lists), reverse=True)
     disjoint = len({value for one in lists for value in one}) == sum(sizes)
     return sizes[0] > 1 and set(sizes[:-1]) == {sizes[0]} and sizes[-1] <= sizes[0] and (disjoint or sizes[0] >= 10)
 
@@ -141,7 +145,7 @@ def _pieces(lists: list[tuple[Any, ...]]) -> bool:
 def _paging(calls: list[_Call], varying: list[int]) -> bool:
     """Whether the calls fetch a long result page by page: by OFFSET, or going on after the last key seen."""
     roles = [slot.role for slot in calls[0].slots]
-    limits = [value for role, value in zip(roles, calls[0].single, strict=True) if role == "limit"]
+    limits = [value for role, value in zip(roles, calls[0].single, strict=False) if role == "limit"]
     keys = [i for i in varying if roles[i] == "<"]
     moving = keys + [i for i in varying if roles[i] == "offset"]
     if not limits or not moving:
@@ -151,7 +155,7 @@ def _paging(calls: list[_Call], varying: list[int]) -> bool:
         if any(roles[i] not in ("<", "offset", "limit") and call.single[i] not in known for i in varying):
             return False
     try:
-        column = [call.single[moving[0]] for call in calls]
+        column = [value for call in calls if (value := call.single[moving[0]]) is not None]
         if column not in (sorted(column), sorted(column, reverse=True)) or not limits[0] > 1:
             return False
     except TypeError:
