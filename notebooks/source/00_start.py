@@ -48,6 +48,8 @@ health.plot()
 lesson.actual("1", milliseconds=health.percentiles["p50"] * 1000)
 
 # %% [markdown] name="reply-text"
+# **¿Hacia qué lado te equivocaste, y cuántas veces?**
+#
 # ## Una petición, una respuesta
 #
 # `lab.get(...)` llama a la aplicación sin red y espera. La respuesta trae el estado, el cuerpo, el tiempo y el número

@@ -163,12 +163,14 @@ lesson.check("1.1", profile_endpoint)
 # ## Del total a la línea
 #
 # Una tabla de funciones dice **qué** se llama mil veces; no dice quién lo llama. La figura muestra quién llama a
-# quién: el ancho es tiempo. Debajo, el mismo endpoint línea por línea. **¿Qué dos líneas pesan más?**
+# quién: el ancho es tiempo. Debajo, el mismo endpoint línea por línea.
 
 # %% name="profile" tags=["measure"]
 display(lab.profile("/performance/slow-endpoint").plot(), lab.lines("/performance/slow-endpoint", slow_endpoint))
 
 # %% [markdown] name="nplus1-text"
+# **¿Qué dos líneas consultan la base de datos dentro de un bucle?**
+#
 # ## Ejercicio 1.2: encuentra los dos N+1
 #
 # Dificultad: media · Importancia: alta · **6 minutos**
@@ -211,6 +213,8 @@ no_sleep = lab.compare("/performance/slow-endpoint", "/performance/slow-endpoint
 display(no_sleep.plot(), lesson.actual("2", ratio=no_sleep.ratio, queries=no_sleep.statements_b))
 
 # %% [markdown] name="fast-text"
+# **¿Qué quedó exactamente igual en la figura?**
+#
 # ## Ejercicio 1.3: rápido y con la misma respuesta
 #
 # Dificultad: alta · Importancia: alta · **11 minutos**
@@ -333,10 +337,12 @@ final = lab.compare("/performance/slow-endpoint", "/performance/fast-endpoint", 
 final.plot()
 
 # %% [markdown] name="report-text"
+# **¿Qué mejora puedes prometer, según el extremo bajo del intervalo?**
+#
 # ## Tu informe
 #
-# El informe se escribe con lo que mediste, y tu código va al lado. Falta tu interpretación: ábrelo y complétala.
-# **¿Qué cambio explicó la mayor parte de la mejora, y cómo lo sabes?**
+# El informe se escribe con lo que mediste, y tu código va al lado. Falta tu interpretación: ábrelo y cuenta qué
+# cambio explicó la mayor parte de la mejora, y cómo lo sabes.
 
 # %% name="report" tags=["reflect"]
 display(lesson.calibration(), lesson.report(slow, final))
