@@ -1,4 +1,4 @@
-"""The launcher in a child process, for tests that talk to a real JupyterLab."""
+"""The launcher in a child process that ends with the tests, for those that talk to a real JupyterLab."""
 
 from __future__ import annotations
 
@@ -6,63 +6,65 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+
+from labkit.services import watchdog
 
 SECONDS = 60
 
 
 class Started:
-    """A launcher in a child process with all that it has printed."""
+    """A launcher and all that it has printed."""
 
     def __init__(self, folder: Path, work: Path, *arguments: str, **environment: str) -> None:
         env = {**os.environ, "LABKIT_WORK": str(work), "PYTHONUNBUFFERED": "1", **environment}
         env.pop("JUPYTER_TOKEN", None)
         self.log = work.parent / "launcher.log"
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "labkit", "lab", "--no-browser", *arguments],
-                cwd=folder,
-                env=env,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        self.process = watchdog.spawn(
+            [sys.executable, "-m", "labkit", "lab", "--no-browser", *arguments], log=self.log, env=env, cwd=folder
+        )
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
 
     @property
     def said(self) -> str:
         return self.log.read_text(encoding="utf-8")
 
     def address(self) -> str:
+        """The address it printed, once it has."""
         end = time.monotonic() + SECONDS
         while not (found := re.search(r"(http://\S+)\s", self.said)):
-            assert self.process.poll() is None, f"it ended with {self.process.returncode}:\n{self.said}"
+            assert self.process.alive, f"it ended with {self.process.poll()}:\n{self.said}"
             assert time.monotonic() < end, f"no address in:\n{self.said}"
             time.sleep(0.05)
         return found[1]
 
-    def end(self, how: signal.Signals = signal.SIGINT) -> int:
-        self.process.send_signal(how)
-        return self.process.wait(SECONDS)
+    def end(self, how: signal.Signals = signal.SIGINT) -> int | None:
+        """Send it a signal and return its exit code."""
+        os.kill(self.pid, how)
+        end = time.monotonic() + SECONDS
+        while self.process.alive:
+            assert time.monotonic() < end, f"it does not end:\n{self.said}"
+            time.sleep(0.02)
+        return self.process.poll()
 
 
 @contextmanager
 def started(folder: Path, work: Path, *arguments: str, **environment: str) -> Iterator[Started]:
+    """``python -m labkit lab --no-browser`` in ``folder``, ended with the block if it still runs."""
     lab = Started(folder, work, *arguments, **environment)
-    try:
+    with lab.process:
         yield lab
-    finally:
-        with suppress(ProcessLookupError):
-            lab.process.kill()
-        lab.process.wait(SECONDS)
 
 
 def free_port() -> int:
+    """A port of loopback that nobody listens on."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])

@@ -60,16 +60,16 @@ def test_it_copies_the_notebooks_prints_the_address_and_ends_at_ctrl_c(workbook:
         assert (work / "es/00_start.ipynb").exists()
         token = parts.query.removeprefix("token=")
         assert len(token) >= 32
-        assert token not in " ".join(psutil.Process(lab.process.pid).cmdline())
+        assert token not in " ".join(psutil.Process(lab.pid).cmdline())
         assert ask(address, "/api/status", token) == 200
         assert ask(address, "/api/status", None) == 403
         assert ask(address, "/api/status", "wrong") == 403
         assert ask(address, "/api/contents/es/00_start.ipynb", token) == 200
-        listens = [c.laddr.ip for c in psutil.Process(lab.process.pid).net_connections() if c.status == "LISTEN"]
+        listens = [c.laddr.ip for c in psutil.Process(lab.pid).net_connections() if c.status == "LISTEN"]
         assert set(listens) == {"127.0.0.1"}
 
         assert ask(address, "/api/kernels", token, "POST", json.dumps({"name": "python3"}).encode()) == 201
-        kernels = running_kernels(lab.process.pid)
+        kernels = running_kernels(lab.pid)
         assert not any("JUPYTER_TOKEN" in kernel.environ() for kernel in kernels)
 
         assert lab.end() == 0
