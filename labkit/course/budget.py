@@ -58,6 +58,8 @@ def problems(source: Source, texts: dict[str, str] | None = None, running: float
         yield f"{source.name}: {count} words, at most {LESSON_WORDS}"
     if not texts:
         yield from _code(source)
+        if running is None and not source.running:
+            yield f"{source.name}: no running time: run 'notebooks --measure' or put a bound 'running:' into its header"
         if (total := minutes(source, running)) > source.minutes:
             yield f"{source.name}: takes {total:.1f} minutes and promises {source.minutes:g}"
 

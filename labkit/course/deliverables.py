@@ -28,31 +28,30 @@ def history() -> list[str]:
 
 
 def requirements(source: str, cells: Sequence[str]) -> list[str]:
-    """The top-level statements of other cells that a cell needs, imports first, the rest in order.
+    """The top-level statements of other cells that a cell needs: imports first, then each after what it needs.
 
     Args:
         source: the cell.
         cells: the notebook's history; where a name was bound twice, the newest counts.
     """
-    bound: dict[str, tuple[int, str]] = {}
-    for order, statement in enumerate(s for cell in cells for s in _statements(cell)):
-        for name, text in _bindings(statement):
-            bound[name] = (order, text)
-    found: dict[str, tuple[int, str]] = {}
-    wanted = _needs(own_part(source)) | _needs("\n".join(_imports(source)))
-    while wanted:
-        name = wanted.pop()
-        if name in bound and name not in found:
-            found[name] = bound[name]
-            wanted |= _needs(bound[name][1]) - found.keys()
-    texts = dict.fromkeys(text for _, text in sorted(found.values()))
-    return sorted(texts, key=lambda text: not _is_import(text))
+    bound = {name: text for cell in cells for s in _statements(cell) for name, text in _bindings(s, cell)}
+    found: dict[str, None] = {}
+    seen: set[str] = set()
+
+    def bring(code: str) -> None:
+        for name in sorted(_needs(code) & bound.keys() - seen):
+            seen.add(name)
+            bring(bound[name])
+            found[bound[name]] = None
+
+    bring(own_part(source))
+    return sorted(found, key=lambda text: not _is_import(text))
 
 
 def bound_names(source: str) -> set[str]:
     """What a cell binds at its top level by definitions and assignments."""
     statements = [s for s in _statements(source) if not isinstance(s, Import)]
-    return {name for statement in statements for name, _ in _bindings(statement)}
+    return {name for statement in statements for name, _ in _bindings(statement, source)}
 
 
 def find_cell(names: Iterable[str], cells: Sequence[str]) -> str:
@@ -78,9 +77,23 @@ def module(heading: str, parts: Iterable[tuple[str, Sequence[str]]]) -> str:
         for text in needs:
             if not bound_names(text) & own:
                 (imports if _is_import(text) else support)[text] = None
-    blocks = ["\n".join(sorted(imports, key=lambda text: (not text.startswith("from __future__"), text)))]
-    blocks += ["\n\n".join(support), *bodies]
-    return "\n\n\n".join([f'"""{heading}"""', *filter(None, blocks)]) + "\n"
+    head = "\n\n".join([f'"""{heading}"""', *_tidy(imports)])
+    return "\n\n\n".join(filter(None, [head, "\n\n\n".join(support), *bodies])) + "\n"
+
+
+def _tidy(imports: Iterable[str]) -> list[str]:
+    """Imports as people order them: the future, the standard library, the rest; one line a module."""
+    modules: dict[tuple[int, bool, str], set[str]] = {}
+    for text in imports:
+        word, name, *rest = text.split(" ", 3)
+        top = name.partition(".")[0]
+        rank = 0 if name == "__future__" else 1 if top in sys.stdlib_module_names else 2
+        line = f"from {name} import" if word == "from" else text
+        modules.setdefault((rank, word == "from", line), set()).update(rest[1:] if word == "from" else ())
+    groups: dict[int, list[str]] = {}
+    for (rank, _, line), names in sorted(modules.items()):
+        groups.setdefault(rank, []).append(f"{line} {', '.join(sorted(names))}".rstrip())
+    return ["\n".join(lines) for lines in groups.values()]
 
 
 def own_part(source: str) -> str:
@@ -107,8 +120,10 @@ def _of_session(statement: ast.stmt) -> bool:
     return any(isinstance(n, ast.Await) or (isinstance(n, ast.Name) and n.id in SESSION) for n in nodes)
 
 
-def _bindings(statement: ast.stmt) -> Iterator[tuple[str, str]]:
-    """The names a statement binds, each with the least code that binds it."""
+def _bindings(statement: ast.stmt, cell: str) -> Iterator[tuple[str, str]]:
+    """The names a statement binds, each with the least code that binds it, as it was written."""
+    first = min([statement.lineno, *(d.lineno for d in getattr(statement, "decorator_list", []))])
+    written = "\n".join(cell.splitlines()[first - 1 : statement.end_lineno])
     if isinstance(statement, Import):
         for alias in statement.names:
             alone: Import = ast.Import([alias])
@@ -116,16 +131,16 @@ def _bindings(statement: ast.stmt) -> Iterator[tuple[str, str]]:
                 alone = ast.ImportFrom(statement.module, [alias], statement.level)
             yield (alias.asname or alias.name.partition(".")[0]), ast.unparse(alone)
     elif isinstance(statement, Definition):
-        yield statement.name, ast.unparse(statement)
+        yield statement.name, written
     elif isinstance(statement, ast.Assign | ast.AnnAssign) and statement.value is not None:
         targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
         for node in (found for target in targets for found in ast.walk(target)):
             if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-                yield node.id, ast.unparse(statement)
+                yield node.id, written
 
 
 def _imports(source: str) -> list[str]:
-    return [text for s in _statements(source) if isinstance(s, Import) for _, text in _bindings(s)]
+    return [text for s in _statements(source) if isinstance(s, Import) for _, text in _bindings(s, source)]
 
 
 def _is_import(text: str) -> bool:

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -44,8 +46,8 @@ class Build:
     warnings: list[str] = field(default_factory=list)
 
 
-def build(root: Path) -> Build:
-    """Make every edition in memory."""
+def build(root: Path, *, measuring: bool = False) -> Build:
+    """Make every edition in memory; ``measuring`` forgives that a lesson's running time is not known yet."""
     result = Build()
     starters: dict[str, Any] = {}
     running = json.loads(path.read_text()) if (path := root / RUNNING).exists() else {}
@@ -56,7 +58,7 @@ def build(root: Path) -> Build:
             result.problems.append(str(error))
             continue
         starters[source.name] = _outline(source)
-        measured = running.get(source.name)
+        measured = running.get(source.name, 0.0 if measuring else None)
         result.problems += budget.problems(source, running=None if measured is None else measured / 60)
         _add(result, source, "es", {})
         if english is not None:
@@ -172,10 +174,13 @@ def measure(root: Path, names: Sequence[str]) -> dict[str, float]:
 
     seconds: dict[str, float] = {}
     for name in names:
-        notebook = nbformat.reads((root / "notebooks" / "es" / f"{name}.ipynb").read_text(), as_version=4)  # type: ignore[no-untyped-call]
-        begin = time.perf_counter()
-        NotebookClient(notebook, timeout=600, kernel_name="python3", allow_errors=False).execute()
-        seconds[name] = round(time.perf_counter() - begin, 1)
+        text = (root / "notebooks" / "es" / f"{name}.ipynb").read_text(encoding="utf-8")
+        notebook = nbformat.reads(text, as_version=4)  # type: ignore[no-untyped-call]
+        with tempfile.TemporaryDirectory() as work:  # not the learner's own
+            begin = time.perf_counter()
+            client = NotebookClient(notebook, timeout=600, kernel_name="python3")
+            client.execute(env=os.environ | {"LABKIT_WORK": work})
+            seconds[name] = round(time.perf_counter() - begin, 1)
     return seconds
 
 
@@ -190,8 +195,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     root: Path = options.root or project_root() or Path(labkit.__file__).parents[1]
     sources = root / "notebooks" / "source"
     if name := options.accept_translation:
-        accept_translation(sources / f"{name}.en.md", read_source(sources / f"{name}.py"))
-    made = build(root)
+        try:
+            accept_translation(sources / f"{name}.en.md", read_source(sources / f"{name}.py"))
+        except (CourseError, OSError) as error:
+            sys.stderr.write(f"error: {error}\n")
+            return 1
+    made = build(root, measuring=options.measure)
     for line in made.warnings:
         sys.stderr.write(f"warning: {line}\n")
     for line in made.problems:

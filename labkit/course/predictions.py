@@ -66,7 +66,13 @@ def versus(found: list[Prediction], room: str) -> plots.Figure:
                 (words("course.measured"), item.actual, plots.BLUE),
             ]
             names, values, colours = zip(*(row for row in rows if row[1] is not None), strict=True)
-            plots.bars(axes, names, values, colours, show=lambda value: number(value, ",.4g"))
+            plots.bars(
+                axes,
+                names,
+                values,
+                colours,
+                show=lambda value: number(value, ",.3g") if value != int(value) else number(value),
+            )
             axes.set_xlabel(label(room, item.name))
             plots.numbers(axes.xaxis)
 

@@ -67,7 +67,8 @@ def write(plan: Outline, evidence: Evidence, folder: Path) -> Delivery:
     target = next(path for path in TREE[plan.room] if path.endswith(".md"))
     delivery = Delivery(folder / target)
     modules = dict(_modules(plan, evidence))
-    grades = rubric.levels(evidence, quality.measure(list(modules.values())) if modules else None)
+    judged = [text for _, text in _modules(plan, evidence, own=True)]
+    grades = rubric.levels(evidence, quality.measure(judged) if judged else None)
     pictures = {event["picture"]: evidence.picture(event["picture"]) for event in evidence.kept().values()}
     found = predictions.predictions(evidence)
     if any(item.factor is not None for item in found):
@@ -107,10 +108,11 @@ def _skeleton(text: str) -> str:
     return hashlib.sha256(_OWN.sub("", text).encode()).hexdigest()[:16]
 
 
-def _modules(plan: Outline, evidence: Evidence) -> Iterator[tuple[str, str]]:
-    """Each deliverable module that the learner has written something of."""
+def _modules(plan: Outline, evidence: Evidence, *, own: bool = False) -> Iterator[tuple[str, str]]:
+    """Each module that the learner has written something of; with ``own``, without the cells she was given."""
     for file in dict.fromkeys(part.file for part in plan.parts):
-        cells = [_cell(evidence, part.cell, part.exercise) for part in plan.parts if part.file == file]
+        parts = [part for part in plan.parts if part.file == file and (part.exercise or not own)]
+        cells = [_cell(evidence, part.cell, part.exercise) for part in parts]
         written = [(event["source"], event["needs"]) for event in cells if event]
         if any(event and event["kind"] == "check" for event in cells):
             yield file, deliverables.module(words("report.module", file=file, lesson=plan.name), written)
