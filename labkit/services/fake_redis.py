@@ -87,9 +87,7 @@ class _Server(TcpFakeServer):
         self.moving.set()
         self.ended = False
         self.RequestHandlerClass = _held_back(self.RequestHandlerClass)
-        threading.Thread(
-            target=self.serve_forever, args=(0.02,), name="labkit-fakeredis", daemon=True
-        ).start()
+        threading.Thread(target=self.serve_forever, args=(0.02,), name="labkit-fakeredis", daemon=True).start()
 
     def end(self) -> None:
         self.ended = True

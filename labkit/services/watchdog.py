@@ -20,7 +20,6 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Self
 
 from labkit._text import say
@@ -130,9 +129,7 @@ class Process:
         self._state = _State(guard, folder)
         self._finalizer = weakref.finalize(self, _close, self._state, patience)
 
-    def run(
-        self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: Path | None = None
-    ) -> None:
+    def run(self, argv: Sequence[str], *, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> None:
         """Start a child; the one before it is killed if it still runs.
 
         Raises:
@@ -172,9 +169,7 @@ class Process:
         while not ready():
             self.check()
             if time.monotonic() > deadline:
-                raise ServiceError(
-                    say("services.silent", name=self.name, seconds=seconds, line=self.last_line())
-                )
+                raise ServiceError(say("services.silent", name=self.name, seconds=seconds, line=self.last_line()))
             time.sleep(0.002)
 
     def check(self) -> None:
@@ -232,9 +227,7 @@ class Process:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.stop()
 
 
