@@ -25,14 +25,8 @@ from labkit.errors import MeasurementError
 
 CONFIDENCE = 0.95
 FEWEST = 6  # pairs: with five, no order-statistic interval reaches 95 %
-VERDICTS = ("faster", "slower", "equivalent", "inconclusive")
 SYMBOLS = {"faster": "▲", "slower": "▼", "equivalent": "=", "inconclusive": "?"}
-COLOURS = {
-    "faster": plots.GREEN,
-    "slower": plots.VERMILION,
-    "equivalent": plots.BLUE,
-    "inconclusive": plots.GREY,
-}
+COLOURS = {"faster": plots.GREEN, "slower": plots.VERMILION, "equivalent": plots.BLUE, "inconclusive": plots.GREY}
 
 
 @cache

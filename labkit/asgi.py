@@ -150,11 +150,7 @@ async def call(
     start = perf_counter()
     try:
         await app(scope, receive, send)
-    except (
-        Exception,
-        SystemExit,
-        KeyboardInterrupt,
-    ) as raised:
+    except (Exception, SystemExit, KeyboardInterrupt) as raised:
         error = explain(raised)  # an endpoint's sys.exit() as well: it asks this process, which is not its own
         finish = finish or perf_counter()
     else:

@@ -6,6 +6,7 @@ import json
 import math
 import time
 from dataclasses import dataclass
+from itertools import takewhile, zip_longest
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -93,12 +94,7 @@ class Comparison:
     def df(self) -> pd.DataFrame:
         """One row an endpoint: statements, median seconds and the 95 % interval of that median."""
         rows = [
-            (
-                path,
-                statements,
-                *(stats.median_interval(seconds) if seconds else (math.nan,) * 3),
-                len(seconds),
-            )
+            (path, statements, *(stats.median_interval(seconds) if seconds else (math.nan,) * 3), len(seconds))
             for path, statements, seconds in self._sides()
         ]
         names = ["path", "statements", "median_s", "low_s", "high_s", "runs"]
@@ -157,12 +153,8 @@ class Comparison:
             body.append(tag("div", code(self.difference)))
         for path, statements, seconds in self._sides():
             shown = duration(median(seconds)) if seconds else "—"
-            body.append(
-                tag(
-                    "div",
-                    join([code(path), f" · {number(statements)} {say('stats.statements_axis')} · {shown}"]),
-                )
-            )
+            figures = f" · {number(statements)} {say('stats.statements_axis')} · {shown}"
+            body.append(tag("div", join([code(path), figures])))
         note = say("stats.simulated", latency=self.latency_ms) if self.latency_ms else ""
         colour = stats.COLOURS[self.verdict] if self.same_body else plots.VERMILION
         symbol = stats.SYMBOLS[self.verdict] if self.same_body else "≠"
@@ -226,38 +218,24 @@ def first_difference(a: Reply, b: Reply) -> Difference | None:
     if a.body == b.body:
         return None
     try:
-        found = _differ(a.json, b.json, "")
+        return difference(a.json, b.json)
     except NotJSONError:
-        place = next(
-            (i for i, (x, y) in enumerate(zip(a.body, b.body, strict=False)) if x != y),
-            min(len(a.body), len(b.body)),
-        )
+        shared = takewhile(lambda pair: pair[0] == pair[1], zip(a.body, b.body, strict=False))
+        place = len(list(shared))
         return Difference(f"byte {place}", *(repr(body[place : place + 20])[1:] for body in (a.body, b.body)))
-    return _difference(found)
 
 
-def difference(a: Any, b: Any) -> Difference | None:
-    """Where two parsed JSON values first differ, or None."""
-    return _difference(_differ(a, b, ""))
-
-
-def _difference(found: tuple[str, Any, Any] | None) -> Difference | None:
-    return Difference(found[0] or "$", _shown(found[1]), _shown(found[2])) if found else None
-
-
-def _differ(a: Any, b: Any, path: str) -> tuple[str, Any, Any] | None:
+def difference(a: Any, b: Any, path: str = "") -> Difference | None:
+    """Where two parsed JSON values first differ, or None; ``path`` is the place where they stand themselves."""
     if isinstance(a, dict) and isinstance(b, dict):
         steps = [(_key(path, k), a.get(k, _MISSING), b.get(k, _MISSING)) for k in [*a, *(k for k in b if k not in a)]]
     elif isinstance(a, list) and isinstance(b, list):
-        steps = [
-            (f"{path}[{i}]", a[i] if i < len(a) else _MISSING, b[i] if i < len(b) else _MISSING)
-            for i in range(max(len(a), len(b)))
-        ]
+        steps = [(f"{path}[{i}]", x, y) for i, (x, y) in enumerate(zip_longest(a, b, fillvalue=_MISSING))]
     else:
         # In JSON true is not 1, though it is for Python; 1 and 1.0 are the same number in both.
         same = a == b and isinstance(a, bool) == isinstance(b, bool)
-        return None if same or (a != a and b != b) else (path, a, b)
-    return next((found for place, x, y in steps if (found := _differ(x, y, place))), None)
+        return None if same or (a != a and b != b) else Difference(path or "$", _shown(a), _shown(b))
+    return next((found for place, x, y in steps if (found := difference(x, y, place))), None)
 
 
 def _key(path: str, key: str) -> str:

@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import accumulate, cycle, islice
 from typing import TYPE_CHECKING, Any
 
@@ -27,30 +26,19 @@ if TYPE_CHECKING:
 Ids = Iterable[object] | Callable[[random.Random], object]
 
 
-@dataclass(frozen=True)
-class Zipf:
-    """Ids 1 to ``n``; id k is drawn with a probability proportional to ``1 / k**s``."""
-
-    n: int
-    s: float = 1.1
-
-    @cached_property
-    def _shares(self) -> list[float]:
-        return list(accumulate(k**-self.s for k in range(1, self.n + 1)))
-
-    def __call__(self, chance: random.Random) -> int:
-        return chance.choices(range(1, self.n + 1), cum_weights=self._shares)[0]
-
-
-def zipf(n: int, s: float = 1.1) -> Zipf:
+def zipf(n: int, s: float = 1.1) -> Callable[[random.Random], int]:
     """Ids that are asked for as on a real site: a few very often, most hardly ever (Zipf's law).
+
+    Id k, of 1 to ``n``, is drawn with a probability proportional to ``1 / k**s``.
 
     Raises:
         MeasurementError: if ``n`` is not at least 1 or ``s`` is negative.
     """
     if n < 1 or s < 0:
         raise MeasurementError(say("stats.bad_zipf", n=n, s=s))
-    return Zipf(n, s)
+    ids = range(1, n + 1)
+    shares = list(accumulate(k**-s for k in ids))
+    return lambda chance: chance.choices(ids, cum_weights=shares)[0]
 
 
 @dataclass(frozen=True, repr=False)
@@ -118,11 +106,7 @@ class LoadResult:
                 ax.axvline(value, color=colour, linewidth=1.2, linestyle=":", label=f"{name} = {duration(value)}")
             ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
             simulated = "stats.time_axis_simulated" if self.latency_ms else "stats.time_axis"
-            ax.set(
-                xlabel=say(simulated, latency=self.latency_ms),
-                ylabel=say("stats.answered_axis"),
-                ylim=(0, 102),
-            )
+            ax.set(xlabel=say(simulated, latency=self.latency_ms), ylabel=say("stats.answered_axis"), ylim=(0, 102))
             plots.durations(ax.xaxis, log=True)
 
         data = pd.DataFrame({"percentile": list(seen), "elapsed_s": list(seen.values())})

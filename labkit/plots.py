@@ -29,9 +29,10 @@ from labkit._text import duration, number, say
 
 # Okabe and Ito's palette: told apart with any colour vision.
 BLUE, VERMILION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
-PURPLE, SKY, BLACK, YELLOW = "#CC79A7", "#56B4E9", "#000000", "#F0E442"
+PURPLE, SKY, BLACK = "#CC79A7", "#56B4E9", "#000000"
 GREY = "#8A8A8A"
 BEFORE, AFTER = VERMILION, BLUE
+_DEPTH, _LEAST = 12, 0.004  # of an icicle: rows at most, and the narrowest box as a fraction of the root
 
 # The style sheet acts through matplotlib's global settings: one thread at a time may change them.
 _drawing = threading.RLock()
@@ -143,28 +144,16 @@ class Node:
     own: bool = False
 
 
-def icicle(
-    root: Node,
-    title: str,
-    alt: str,
-    *,
-    show: Callable[[float], str] = duration,
-    depth: int = 12,
-    least: float = 0.004,
-    data: pd.DataFrame | None = None,
-) -> Figure:
+def icicle(root: Node, title: str, alt: str) -> Figure:
     """A tree of durations as boxes: callers above, what they call below, width in proportion to value.
 
     Args:
-        root: the tree; each value includes those of the children.
+        root: the tree; each value, in seconds, includes those of the children. What lies deeper than 12 rows
+            or is narrower than 0.4 % of the root is left out.
         title: the finding, as a sentence.
         alt: what the picture shows.
-        show: turns a value into text (default: seconds as a duration).
-        depth: rows drawn at most; what lies deeper is left out.
-        least: boxes narrower than this fraction of the root are left out.
-        data: table below the picture; default: name, value and share of every box drawn.
     """
-    boxes = list(_boxes(root, 0.0, 0, depth, least * root.value))
+    boxes = list(_boxes(root, 0.0, 0, _LEAST * root.value))
     rows = 1 + max(level for _, _, level in boxes)
     total, width = root.value or 1.0, 11.0
 
@@ -173,7 +162,7 @@ def icicle(
             face = (ORANGE if level % 2 else "#F0B73A") if node.own else ("#DCE6EE" if level % 2 else "#C9D9E6")
             ax.add_patch(Rectangle((left, level), node.value, 0.94, facecolor=face, edgecolor="white"))
             room = int(node.value / total * width * 12.5) - 1  # characters of 9 points that fit
-            label = f"{node.name}  {show(node.value)}"
+            label = f"{node.name}  {duration(node.value)}"
             if len(label) > room:
                 label = node.name if len(node.name) <= room else f"{node.name[: room - 1]}…"
             if room >= 4:
@@ -184,21 +173,20 @@ def icicle(
         ax.grid(False)
         ax.yaxis.set_visible(False)
         ax.spines["left"].set_visible(False)
-        _ticks(ax.xaxis, _short if show is duration else show, False)
+        durations(ax.xaxis)
         ax.set_xlabel(say("plots.icicle_own" if any(node.own for node, _, _ in boxes) else "plots.icicle_axis"))
 
-    if data is None:
-        names = [say("plots.name"), say("plots.value"), say("plots.share")]
-        cells = [(node.name, show(node.value), number(node.value / total, ".0%")) for node, _, _ in boxes]
-        data = pd.DataFrame(cells, columns=names)
+    names = [say("plots.name"), say("plots.value"), say("plots.share")]
+    cells = [(node.name, duration(node.value), number(node.value / total, ".0%")) for node, _, _ in boxes]
+    data = pd.DataFrame(cells, columns=names)
     return figure(draw, title=title, alt=alt, data=data, size=(width, 1.3 + 0.34 * rows))
 
 
-def _boxes(node: Node, left: float, level: int, depth: int, least: float) -> Iterator[tuple[Node, float, int]]:
+def _boxes(node: Node, left: float, level: int, least: float) -> Iterator[tuple[Node, float, int]]:
     yield node, left, level
-    for child in node.children if level + 1 < depth else ():
+    for child in node.children if level + 1 < _DEPTH else ():
         if child.value >= least:
-            yield from _boxes(child, left, level + 1, depth, least)
+            yield from _boxes(child, left, level + 1, least)
         left += child.value
 
 

@@ -98,31 +98,25 @@ def _experiment(
 def compare(
     a: Callable[[], object],
     b: Callable[[], object],
-    *,
-    limit: float = 15.0,
-    minimum_effect: float = 0.05,
-    precision: float = 0.02,
-    seed: int | None = None,
-    warm_up: int = 1,
-    clock: Callable[[], float] = time.perf_counter,
+    **options: Unpack[_Options],
 ) -> Ratio:
     """Run ``a`` and ``b`` turn by turn in random order and say how many times faster ``b`` is.
 
     Args:
         a, b: called without arguments; what they return is ignored, what they raise goes through.
-        limit: seconds; no pair is started that would not end in time, and a verdict not clear by then is
-            ``"inconclusive"``.
-        minimum_effect: differences up to this fraction count as none.
-        precision: enough when the interval's half width on the log scale is at most this (0.02 is about 2 %),
-            or a tenth of the log ratio, so that "38 times" need not be known to the decimal.
+        limit: seconds, 15 by default; no pair is started that would not end in time, and a verdict not clear
+            by then is ``"inconclusive"``.
+        minimum_effect: differences up to this fraction count as none; default: 0.05.
+        precision: enough when the interval's half width on the log scale is at most this (default: 0.02, which
+            is about 2 %), or a tenth of the log ratio, so that "38 times" need not be known to the decimal.
         seed: makes the order within the pairs reproducible.
-        warm_up: pairs run first and not counted, unless time allows no others.
+        warm_up: pairs run first and not counted, unless time allows no others; default: 1.
         clock: seconds; the tests put in a false one.
 
     Raises:
         MeasurementError: if ``limit``, ``minimum_effect`` or ``precision`` is not positive.
     """
-    course = _experiment(limit, minimum_effect, precision, seed, warm_up, clock)
+    course, clock = _experiment(**options), options.get("clock", time.perf_counter)
     which = next(course)
     while True:
         began = clock()

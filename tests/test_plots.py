@@ -66,16 +66,8 @@ def test_an_icicle_ends_somewhere_and_survives_empty_trees() -> None:
     node = Node("leaf", 1.0)
     for level in range(50):
         node = Node(f"level {level}", 1.0, (node,))
-    assert len(texts(plots.icicle(node, "profundo", "un árbol muy profundo de llamadas", depth=8))) == 8
+    assert len(texts(plots.icicle(node, "profundo", "un árbol muy profundo de llamadas"))) == 12
     assert plots.icicle(Node("nothing", 0.0), "nada", "un árbol sin tiempo medido alguno").png()
-
-
-def test_an_icicle_of_other_units_has_a_table_of_its_own() -> None:
-    data = pd.DataFrame({"x": [1]})
-    tree = Node("all", 100.0, (Node("half", 50.0),))
-    figure = plots.icicle(tree, "t", "muestras por función del servidor", show=lambda v: f"{v:.0f} muestras", data=data)
-    assert texts(figure) == ["all  100 muestras", "half  50 muestras"]
-    assert figure.table is data
 
 
 def test_bars_write_their_values_and_whiskers_make_room() -> None:
