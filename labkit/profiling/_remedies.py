@@ -43,10 +43,7 @@ def remedy(statement: Statement, fingerprint: str, keys: list[str], chains: dict
     if clause is None or clause.__visit_name__ == "textclause":
         return _raw(fingerprint, verb, keys)
     names = _Names(fingerprint, clause)
-    deferred = [
-        names.column(f"{table}.{name}") for table, name in names.deferred(getattr(clause, "_compile_options", None))
-    ]
-    if deferred:
+    if deferred := names.deferred(getattr(clause, "_compile_options", None)):
         return ", ".join(f"undefer({name})" for name in deferred)
     return _expression(clause, statement.sql, verb, keys, names)
 
@@ -99,13 +96,13 @@ class _Names:
             return f"{mapper.class_.__name__}.{mapper.get_property_by_column(mapper.local_table.c[name]).key}"
         return f"{table}.c.{name}" if table in self._tables else text
 
-    def deferred(self, options: Any) -> list[tuple[str, str]]:
+    def deferred(self, options: Any) -> list[str]:
         """The deferred columns that a statement loads, if it loads nothing else."""
         wanted = getattr(options, "_only_load_props", None) or ()
         mappers = [m for m in self._mappers.values() if all(name in m.column_attrs for name in wanted)]
         if len(mappers) != 1 or not all(mappers[0].column_attrs[name].deferred for name in wanted):
             return []
-        return [(mappers[0].local_table.name, mappers[0].column_attrs[name].columns[0].name) for name in sorted(wanted)]
+        return [f"{mappers[0].class_.__name__}.{name}" for name in sorted(wanted)]
 
 
 def _expression(clause: Any, sql: str, verb: str, keys: list[str], names: _Names) -> str:

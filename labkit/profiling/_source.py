@@ -52,8 +52,7 @@ class SourceReport:
         """The ten lines that matter most as bars, in the order of the source."""
         top = self.df.loc[self.heat[self.df.hits > 0].nlargest(10).index].sort_index()
         names = [
-            f"{line}: {shorten(source, 44, placeholder='…')}"
-            for line, source in zip(top.line, top.source, strict=True)
+            f"{line}: {shorten(source, 44, placeholder='…')}" for line, source in zip(top.line, top.source, strict=True)
         ]
 
         def draw(given: Any) -> None:

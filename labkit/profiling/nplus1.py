@@ -74,17 +74,10 @@ def _call(statement: Statement) -> _Call:
     if not understood:  # compare the statements as a whole
         return _Call(statement, (Slot("other", "", None, 0),), (repr(given) + statement.sql,), ())
     pairs = list(zip(slots, values, strict=True))
-    single = [(slot, value) for slot, value in pairs if slot.role != "in"]
-    listed: list[Any] = []
-    for slot, value in pairs:
-        if slot.role == "in":
-            listed.extend(value if isinstance(value, list | tuple) else [value])
-    return _Call(
-        statement,
-        tuple(s for s, _ in single),
-        tuple(_plain(v) for _, v in single),
-        tuple(map(_plain, listed)),
-    )
+    single = [(slot, _plain(value)) for slot, value in pairs if slot.role != "in"]
+    lists = [value if isinstance(value, list | tuple) else [value] for slot, value in pairs if slot.role == "in"]
+    listed = tuple(_plain(value) for values in lists for value in values)
+    return _Call(statement, tuple(slot for slot, _ in single), tuple(value for _, value in single), listed)
 
 
 def _number(text: str) -> Any:
@@ -126,13 +119,12 @@ def _varying(calls: list[_Call]) -> tuple[Slot, ...]:
     """The slots whose values change from call to call; empty if that is no N+1."""
     columns = list(zip(*(call.single for call in calls), strict=False))
     varying = [i for i, values in enumerate(columns) if len(set(values)) > 1]
-    slots = tuple(calls[0].slots[i] for i in varying)
+    if varying:
+        return () if _paging(calls, varying) else tuple(calls[0].slots[i] for i in varying)
     lists = [call.listed for call in calls]
-    if not varying:
-        if len(set(lists)) < 2 or _pieces(lists):
-            return ()
-        return tuple(slot for slot in shape(calls[0].statement.sql).slots if slot.role == "in")[:1]
-    return () if _paging(calls, varying) else slots
+    if len(set(lists)) < 2 or _pieces(lists):
+        return ()
+    return tuple(slot for slot in shape(calls[0].statement.sql).slots if slot.role == "in")[:1]
 
 
 def _pieces(lists: list[tuple[Any, ...]]) -> bool:

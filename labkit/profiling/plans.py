@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import pandas as pd
-from sqlalchemy import Connection, CursorResult, Engine, event, text
+from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from labkit._html import Safe, card, code, join, tag
@@ -118,9 +118,8 @@ def explain(database: Engine | Connection, statement: Any, parameters: Any = Non
         if connection.dialect.name == "sqlite":
             return _sqlite_plan(connection, *_ask(connection, "EXPLAIN QUERY PLAN", statement, parameters))
         if analyze is None:
-            analyze = getattr(statement, "is_select", False) or not _WRITES.search(
-                getattr(statement, "sql", str(statement))
-            )
+            sql = getattr(statement, "sql", str(statement))
+            analyze = getattr(statement, "is_select", False) or not _WRITES.search(sql)
         command = f"EXPLAIN ({'ANALYZE, BUFFERS, ' if analyze else ''}FORMAT JSON)"
         return _postgres_plan(*_ask(connection, command, statement, parameters))
 
@@ -132,7 +131,7 @@ def activity(database: Engine | Connection) -> pd.DataFrame:
         MeasurementError: if it is not PostgreSQL.
     """
     with _connected(database, "postgresql") as connection:
-        return _frame(connection.execute(text(_ACTIVITY)))
+        return pd.read_sql(text(_ACTIVITY), connection)
 
 
 def top_statements(database: Engine | Connection, most: int = 10) -> pd.DataFrame:
@@ -144,12 +143,7 @@ def top_statements(database: Engine | Connection, most: int = 10) -> pd.DataFram
     with _connected(database, "postgresql") as connection:
         if not connection.scalar(text("SELECT count(*) FROM pg_extension WHERE extname = 'pg_stat_statements'")):
             raise MeasurementError(say("profiling.no_statistics"))
-        return _frame(connection.execute(text(_TOP), {"most": most}))
-
-
-def _frame(result: CursorResult[Any]) -> pd.DataFrame:
-    names = list(result.keys())
-    return pd.DataFrame([tuple(row) for row in result], columns=names)
+        return pd.read_sql(text(_TOP), connection, params={"most": most})
 
 
 @contextmanager
@@ -215,13 +209,10 @@ def _sqlite_plan(connection: Connection, sql: str, rows: Any) -> Plan:
         if name is None:
             continue
         how = "seek" if verb == "SEARCH" else "scan" if using is None else "walk"
-        how = (
-            "build"
-            if "AUTOMATIC" in (using or "")
-            else "cover"
-            if "COVERING" in (using or "") and how == "seek"
-            else how
-        )
+        if "AUTOMATIC" in (using or ""):
+            how = "build"
+        elif "COVERING" in (using or "") and how == "seek":
+            how = "cover"
         count = connection.execute(text(f'SELECT count(*) FROM "{name}"')).scalar() if how == "scan" else None
         steps.append(Step(how, name, index or "", count, detail))
     return Plan(sql, "\n".join(lines), tuple(steps))

@@ -63,9 +63,7 @@ class SampleReport(Pictured):
         """Seconds of all threads by the function that they stood in, the most first."""
         rows = [(*stack[-1], seconds) for stack, seconds in self.stacks]
         frame = pd.DataFrame(rows, columns=["file", "function", "seconds"])
-        return (
-            frame.groupby(["file", "function"], as_index=False).sum().sort_values("seconds", ascending=False)
-        )
+        return frame.groupby(["file", "function"], as_index=False).sum().sort_values("seconds", ascending=False)
 
     def __repr__(self) -> str:
         key = "profiling.sampled_errors" if self.errors else "profiling.sampled"
