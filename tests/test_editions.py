@@ -177,6 +177,22 @@ def test_minutes_are_reading_writing_and_running(tmp_path: Path) -> None:
     assert "takes 10.5 minutes and promises 10" in "\n".join(budget.problems(source, running=1.5))
 
 
+def test_a_running_time_is_wanted_and_can_be_measured(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources = root / "notebooks" / "source"
+    for file in sources.iterdir():
+        file.unlink()
+    monkeypatch.setenv("LABKIT_WORK", str(root / "her-work"))
+    cell = 'import os\nassert "her-work" not in os.environ["LABKIT_WORK"]\n'
+    (sources / "98_made.py").write_text(HEADER + f'# %% name="a"\n{cell}')
+    assert editions.main(["--root", str(root)]) == 1 and "--measure" in capsys.readouterr().err
+    assert editions.main(["--root", str(root), "--measure"]) == 0
+    measured = json.loads((root / editions.RUNNING).read_text())
+    assert list(measured) == ["98_made"] and measured["98_made"] > 0
+    assert editions.main(["--root", str(root), "--check"]) == 0
+
+
 @pytest.mark.parametrize(
     ("line", "is_prose"),
     [
@@ -284,6 +300,13 @@ def test_missing_and_unknown_cells_are_told(root: Path) -> None:
 def test_without_english_text_there_is_no_english_edition(root: Path) -> None:
     (root / "notebooks" / "source" / "97_sample.en.md").unlink()
     assert not [path for path in editions.build(root).files if "en" in path.parts]
+
+
+def test_accepting_a_translation_that_is_not_there_is_an_error_line(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert editions.main(["--root", str(root), "--accept-translation", "96_none"]) == 1
+    assert capsys.readouterr().err.startswith("error: ")
 
 
 def test_a_broken_translation_file_is_refused(tmp_path: Path) -> None:

@@ -74,10 +74,13 @@ def test_many_processes_writing_at_once_leave_a_whole_file_with_every_last_word(
         "import sys; from pathlib import Path; from labkit.course.evidence import Evidence\n"
         "e = Evidence(Path(sys.argv[1]))\n"
         "for i in range(15): e.add('hint', exercise=f'{sys.argv[2]}.{i}', rung=1)\n"
-        "sys.stdin.read(); e.save()\n"
+        "print('written', flush=True); sys.stdin.read(); e.save()\n"
     )
     command = [sys.executable, "-c", code, str(path)]
-    kernels = [subprocess.Popen([*command, str(n)], stdin=subprocess.PIPE) for n in range(3)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    kernels = [subprocess.Popen([*command, str(n)], **pipes) for n in range(3)]
+    assert [kernel.stdout.readline() for kernel in kernels] == [b"written\n"] * 3
+    assert len(exercises(Evidence(path))) >= 15  # a whole file, at any time
     for kernel in kernels:  # each saves once more, alone
         kernel.communicate(b"", timeout=60)
         assert kernel.returncode == 0
