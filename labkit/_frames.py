@@ -55,19 +55,13 @@ def is_user_frame(filename: str, module: str | None = None) -> bool:
     return not any(path.startswith((_HERE, *_FOREIGN)) or _PACKAGES.search(path) for path in paths)
 
 
-def user_site(skip: int = 1, frame: FrameType | None = None) -> Site | None:
-    """The innermost line of the user's among the callers, or None.
-
-    Args:
-        skip: how many frames to leave out; 1 starts at the caller of this function.
-        frame: where to start instead (of another thread, task or greenlet); ``skip`` is then ignored.
-    """
-    here: FrameType | None = frame or sys._getframe(skip)
-    while here is not None:
-        code = here.f_code
-        if is_user_frame(code.co_filename, here.f_globals.get("__name__")):
-            return Site(code.co_filename, here.f_lineno, code.co_name)
-        here = here.f_back
+def user_site(frame: FrameType | None) -> Site | None:
+    """The innermost line of the user's in this frame and its callers, or None."""
+    while frame is not None:
+        code = frame.f_code
+        if is_user_frame(code.co_filename, frame.f_globals.get("__name__")):
+            return Site(code.co_filename, frame.f_lineno, code.co_name)
+        frame = frame.f_back
     return None
 
 

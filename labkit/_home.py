@@ -76,7 +76,7 @@ class Home:
         left: what could not be stopped in its worker thread.
     """
 
-    def __init__(self, setup: Callable[[set[Flight]], AbstractAsyncContextManager[Any]], name: str) -> None:
+    def __init__(self, setup: Callable[[set[Flight]], AbstractAsyncContextManager[Any]]) -> None:
         self.flights: set[Flight] = set()
         self.jobs: set[asyncio.Task[Any]] = set()
         self.left: list[Flight] = []
@@ -86,9 +86,9 @@ class Home:
         self.loop = asyncio.new_event_loop()
         self._setup = setup
         self._leave = asyncio.Event()
-        self._threads = _Threads(thread_name_prefix=f"{name} worker")
+        self._threads = _Threads(thread_name_prefix="labkit worker")
         self.loop.set_default_executor(self._threads)
-        self.thread = threading.Thread(target=self._live, name=name, daemon=True)
+        self.thread = threading.Thread(target=self._live, name="labkit", daemon=True)
         self.thread.start()
 
     async def _main(self) -> None:

@@ -34,20 +34,15 @@ class LoopThread:
 
     Args:
         setup: makes the context that surrounds everything (an application's lifespan) and is handed the set
-            of
-            flights; entered in the loop, and entered anew whenever the loop had to be replaced.
+            of what is under way: work with a limit of its own is added to it in the loop, and discarded at its
+            end. Entered in the loop, and entered anew whenever the loop had to be replaced.
         limit: seconds that the start and the end of that context may take.
-        name: of the thread.
     """
 
     def __init__(
-        self,
-        setup: Callable[[set[Flight]], AbstractAsyncContextManager[Any]],
-        *,
-        limit: float = 30.0,
-        name: str = "labkit",
+        self, setup: Callable[[set[Flight]], AbstractAsyncContextManager[Any]], *, limit: float = 30.0
     ) -> None:
-        self._setup, self._limit, self._name = setup, limit, name
+        self._setup, self._limit = setup, limit
         self._home: Home | None = None
         self._lost: list[Home] = []
         self._mender: threading.Thread | None = None
@@ -59,11 +54,6 @@ class LoopThread:
     def tainted(self) -> bool:
         """Whether a thread that was given up still runs: timings are not to be trusted meanwhile."""
         return any(home.tainted for home in (*self._lost, *filter(None, [self._home])))
-
-    @property
-    def flights(self) -> set[Flight]:
-        """What is under way. Work with a limit of its own is added in the loop, and discarded at its end."""
-        return self._home.flights if self._home is not None else set()
 
     def start(self) -> None:
         """Start the loop and enter the context, unless that is done already.
@@ -80,7 +70,7 @@ class LoopThread:
                 raise RequestError(say("core.closed"))
             if self._home is not None and self._home.thread.is_alive():
                 return
-            home = self._home = Home(self._setup, self._name)
+            home = self._home = Home(self._setup)
             try:
                 failure = home.started.get(timeout=self._limit)
             except Empty:
@@ -102,7 +92,7 @@ class LoopThread:
 
         Args:
             make: called in the loop, in a copy of the caller's context.
-            timeout: seconds; None for no limit of its own (its parts may have theirs, see ``flights``).
+            timeout: seconds; None for no limit of its own (its parts may have theirs).
             label: what to call it in a sentence.
 
         Raises:
@@ -191,7 +181,7 @@ class LoopThread:
                 self._mender = None
 
         pause = threading.Event()
-        self._mender = threading.Thread(target=mend, name=f"{self._name} mender", daemon=True)
+        self._mender = threading.Thread(target=mend, name="labkit mender", daemon=True)
         self._mender.start()
 
     def _drop(self, home: Home) -> None:

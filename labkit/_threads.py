@@ -44,8 +44,7 @@ def workers(mine: Callable[[Context], bool]) -> list[int]:
 
 def at_thread(thread: int) -> str:
     """``cell [5], line 6``: the user's line that a thread is in, or an empty string."""
-    frame = sys._current_frames().get(thread)
-    site = user_site(frame=frame) if frame is not None else None
+    site = user_site(sys._current_frames().get(thread))
     return site.place if site else ""
 
 

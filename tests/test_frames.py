@@ -57,9 +57,9 @@ def test_a_link_out_of_the_packages_is_still_a_package(tmp_path: Path) -> None:
 
 def test_the_site_is_the_innermost_line_of_the_users() -> None:
     found: list[Site | None] = []
-    json.dumps({1: object()}, default=lambda value: found.append(user_site(skip=2)) or "x")  # type: ignore[func-returns-value]
+    json.dumps({1: object()}, default=lambda value: found.append(user_site(sys._getframe(1))) or "x")  # type: ignore[func-returns-value]
     assert found[0] is not None and (found[0].file, found[0].function) == (__file__, _name(found))
-    here = user_site()
+    here = user_site(sys._getframe())
     assert here is not None and here.function == "test_the_site_is_the_innermost_line_of_the_users"
     assert here.place.endswith(f"test_frames.py:{here.line}")
 
