@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from labkit import settings, stats
 from labkit.comparison import Comparison
 from labkit.course import deliverables, quality, report, rubric
+from labkit.course.cards import words
 from labkit.course.evidence import Evidence
 from labkit.course.exercises import Outline, outline_from
 from labkit.profiling.nplus1 import Finding
@@ -74,9 +75,9 @@ def test_a_lesson_without_evidence_still_gets_a_report_that_says_what_is_missing
 ) -> None:
     made = report.write(PLAN, evidence, folder)
     assert made.report == folder / "profiling" / "optimization_report.md"
-    assert "lab.compare" in text(made.report) and text(made.report).count("Sin evidencia") == 4
+    assert "lab.compare" in text(made.report) and text(made.report).count(words("rubric.level_none")) == 4
     assert not list(folder.rglob("*.py"))
-    assert text(folder / "README.md").count("pendiente") == 2 + 4 + 4
+    assert text(folder / "README.md").count(words("report.pending")) == 2 + 4 + 4
 
 
 def test_the_report_holds_table_figures_findings_interval_hints_and_predictions(
@@ -95,15 +96,14 @@ def test_the_report_holds_table_figures_findings_interval_hints_and_predictions(
     made = report.write(PLAN, evidence, folder)
     written = text(made.report)
     for expected in (
-        "| consultas | 1.051 | 2 |",
-        "| tiempo mediano | 900 ms | 30,0 ms |",
-        "| misma respuesta |  | sí |",
-        "| 1.1 | ● hecho | said done | 2 | 1 |",
-        "| 1 | consultas | 40 | 1.051 | 0,038 |",
-        "1.000 consultas iguales desde `/x/app.py:7`",
-        "`select(Post) .where(...)`",
+        f"| {words('report.statements')} | 1.051 | 2 |",
+        f"| {words('report.median')} | 900 ms | 30,0 ms |",
+        f"| {words('report.same_answer')} |  | {words('report.yes')} |",
+        f"| 1.1 | ● {words('course.state_done')} | said done | 2 | 1 |",
+        f"| 1 | {words('course.name_queries')} | 40 | 1.051 | 0,038 |",
+        words("report.finding", count=1000, place="`/x/app.py:7`", fix="`select(Post) .where(...)`"),
         "Lo que entendí.",
-        "Excelente (4)",
+        words("rubric.level_3"),  # one exercise solved is not several
     ):
         assert expected in written
     assert re.search(r"\| 30 \(2\d,?\d? - 3\d,?\d?\) \|", written)
@@ -116,7 +116,8 @@ def test_the_report_is_written_in_the_language_of_the_lesson(evidence: Evidence,
     settings.set_language("en")
     evidence.keep("comparison", compared())
     written = text(report.write(PLAN, evidence, folder).report)
-    assert "# Optimisation report" in written and "| statements | 1,051 | 2 |" in written
+    assert f"# {words('report.title_lesson_01', 'en')}" in written
+    assert f"| {words('report.statements', 'en')} | 1,051 | 2 |" in written
 
 
 def test_her_own_words_are_never_overwritten(evidence: Evidence, folder: Path) -> None:
@@ -193,7 +194,7 @@ def test_a_cell_that_was_given_is_delivered_and_not_judged(evidence: Evidence, f
     check(evidence)
     made = report.write(PLAN, evidence, folder)
     assert "def given" in text(folder / "profiling" / "profiler.py")
-    assert "1 de 1 funciones documentadas" in text(made.report) and "Excelente (4)" in text(made.report)
+    assert words("rubric.measured", findings=0, documented=1, functions=1, longest=3) in text(made.report)
 
 
 # --- modules
@@ -306,7 +307,7 @@ def test_thresholds(value: float, level: int) -> None:
 def test_without_evidence_no_criterion_has_a_level(evidence: Evidence) -> None:
     found = rubric.levels(evidence)
     assert [level.criterion for level in found] == list(rubric.CRITERIA)
-    assert {(level.level, level.grade) for level in found} == {(None, "Sin evidencia")}
+    assert {(level.level, level.grade) for level in found} == {(None, words("rubric.level_none"))}
 
 
 def test_quality_is_ruff_docstrings_and_size(evidence: Evidence) -> None:

@@ -73,6 +73,8 @@ class Context:
         exercise: the exercise under check.
         lab: the Lab of the lesson; a check that needs one may rely on it.
         seed: for hidden data, new at each check, shown when the check is not passed.
+        written: the learner's cell, if the thing is a function or class of hers.
+        untouched: whether that still is the starter.
     """
 
     room: str
@@ -81,6 +83,8 @@ class Context:
     _seed: int = 0
     seed_used: bool = False
     kept: dict[str, Any] = field(default_factory=dict)
+    written: str = ""
+    untouched: bool = False
 
     @property
     def lab(self) -> Any:
@@ -170,30 +174,21 @@ def run_check(
     is ended after ``limit`` seconds. Nothing is raised but ``KeyboardInterrupt``.
     """
     ctx = Context(outline.room, exercise, lab, secrets.randbelow(1_000_000) if seed is None else seed)
-    seen = _Seen()
-    verdict = _in_thread(lambda: _judge(ctx, check, thing, seen), limit)
+    verdict = _in_thread(lambda: _judge(ctx, check, thing), limit)
     try:
-        card = _card(ctx, verdict, seen.untouched)
+        card = _card(ctx, verdict)
     except Exception as error:  # a sentence that does not fit its values must not stop a lesson either
-        card = _card(ctx, _from_exception(error), seen.untouched)
-    return Outcome(card, verdict.key, seen.source, dict(ctx.kept))
+        card = _card(ctx, _from_exception(error))
+    return Outcome(card, verdict.key, ctx.written, ctx.kept)
 
 
-@dataclass
-class _Seen:
-    """What the first look at a thing told: the learner's cell, and whether it is the untouched starter."""
-
-    source: str = ""
-    untouched: bool = False
-
-
-def _judge(ctx: Context, check: Check | None, thing: Any, seen: _Seen) -> Verdict:
+def _judge(ctx: Context, check: Check | None, thing: Any) -> Verdict:
     if check is None:
         return Verdict("error", "course.no_check", id=ctx.exercise.id)
     if (verdict := _first_look(ctx, thing)) is not None:
         return verdict
     if callable(thing) and ctx.is_learners(thing):
-        seen.source, seen.untouched = ctx.source(thing), ctx.is_starter(thing)
+        ctx.written, ctx.untouched = ctx.source(thing), ctx.is_starter(thing)
     return check(ctx, thing)
 
 
@@ -241,11 +236,11 @@ def _from_exception(error: BaseException) -> Verdict:
     return Verdict("inconclusive", "course.check_failed", error=f"{type(error).__name__}: {error}")
 
 
-def _card(ctx: Context, verdict: Verdict, untouched: bool) -> Card:
-    state: State = "todo" if untouched else verdict.state
+def _card(ctx: Context, verdict: Verdict) -> Card:
+    state: State = "todo" if ctx.untouched else verdict.state
     key = verdict.key if "." in verdict.key else f"{ctx.room}.{verdict.key}"
     message = words(key, **verdict.counts)
-    if untouched:
+    if ctx.untouched:
         message = words("course.untouched", measured=message)
     hint_key = f"{key}_hint" if state in ("almost", "error") and has(f"{key}_hint") else ""
     return Card(

@@ -13,11 +13,12 @@ import symtable
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 
+from labkit.course.markers import Definition
+
 # What belongs to the session and not to a module: a statement that uses one of these is left out.
 SESSION = frozenset({"lab", "lesson", "get_ipython", "display"})
 
 Import = ast.Import | ast.ImportFrom
-Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
 def history() -> list[str]:

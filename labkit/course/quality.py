@@ -9,9 +9,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from labkit.course.markers import definitions
+
 # Errors, undefined and unused names, naming, likely bugs, needless complexity.
 RULES = "E,F,W,N,B,C4,SIM,C901"
-LONGEST = 40
 
 
 @dataclass(frozen=True)
@@ -34,20 +35,14 @@ class Quality:
 def measure(modules: Sequence[str]) -> Quality:
     """Measure modules given as text."""
     lint = [ruff(text) for text in modules]
-    nodes = [node for text in modules for node in ast.walk(ast.parse(text))]
-    named = [n for n in nodes if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)]
-    public = [node for node in _outer(modules) if not node.name.startswith("_")]
+    outer = [node for text in modules for node in definitions(text).values()]
+    public = [node for node in outer if not node.name.startswith("_")]
     return Quality(
         findings=None if None in lint else tuple(found for each in lint for found in each or ()),
         functions=len(public),
         documented=sum(ast.get_docstring(node) is not None for node in public),
-        longest=max(((node.end_lineno or node.lineno) - node.lineno + 1 for node in named), default=0),
+        longest=max(((node.end_lineno or node.lineno) - node.lineno + 1 for node in outer), default=0),
     )
-
-
-def _outer(modules: Sequence[str]) -> list[ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef]:
-    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
-    return [node for text in modules for node in ast.parse(text).body if isinstance(node, kinds)]
 
 
 def ruff(text: str) -> list[str] | None:
