@@ -146,13 +146,14 @@ class LoopThread:
             try:
                 return box.get(timeout=TICK)
             except Empty:
-                family = [job, *(flight for flight in tuple(home.flights) if flight.parent is job)]
+                family = _family(home, job)
                 self._guard(home, tuple(home.flights))
-                late = next((flight for flight in family if flight.stage >= GIVEN_UP), None)
-                if home.lost and (late := max(family, key=lambda flight: flight.stage)).stage:
-                    late.ending = "replaced"
-                if late is not None and late.stage:
-                    raise late.timeout() from None
+                latest = max(family, key=lambda flight: flight.stage)
+                if home.lost and latest.stage:
+                    latest.ending = "replaced"
+                    raise latest.timeout() from None
+                if latest.stage >= GIVEN_UP:
+                    raise latest.timeout() from None
                 if home.lost or (not home.thread.is_alive() and box.empty()):
                     raise RequestError(say("core.closed_meanwhile", label=job.label)) from None
 
@@ -168,7 +169,7 @@ class LoopThread:
 
     def _interrupted(self, home: Home, job: Flight) -> None:
         """The caller wants to be free at once: what it waited for is stopped behind its back."""
-        family = [job, *(flight for flight in tuple(home.flights) if flight.parent is job)]
+        family = _family(home, job)
         for flight in family:
             flight.deadline = 0.0
 
@@ -219,6 +220,11 @@ class LoopThread:
     def _at_exit(self) -> None:
         with suppress(Exception):
             self.close(within=0.5)
+
+
+def _family(home: Home, job: Flight) -> list[Flight]:
+    """The work that somebody waits for, and the requests that are a part of it."""
+    return [job, *(flight for flight in tuple(home.flights) if flight.parent is job)]
 
 
 def _at(place: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as _json
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.cookies import SimpleCookie
 from typing import TYPE_CHECKING, Any
@@ -90,12 +91,10 @@ class Reply:
 
     def _repr_html_(self) -> Safe:
         good = self.status < 400 and not self.error
-        text = self.error or (self.text if good else self.note or self.text)
+        text = self.error or self.note or self.text
         if good:
-            try:
+            with suppress(ValueError):
                 text = _json.dumps(_json.loads(self.body), indent=2, ensure_ascii=False)
-            except ValueError:
-                text = self.text
         shown = text if len(text) <= _SHOWN else text[:_SHOWN] + " …"
         style = f"font-family:{MONO};font-size:12px;margin:0;max-height:260px;overflow:auto"
         colour, symbol = ("#009E73", "✓") if good else ("#D55E00", "✗")

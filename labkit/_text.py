@@ -75,9 +75,7 @@ def number(value: float, spec: str = ",", lang: str | None = None) -> str:
 
 def duration(seconds: float, lang: str | None = None) -> str:
     """A duration with three significant digits and the unit that fits: ``"1,25 s"``, ``"340 ms"``, ``"12 µs"``."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
-        if abs(seconds) >= size or unit == "µs":
-            value = seconds / size
-            digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
-            return f"{number(value, f',.{digits}f', lang)} {unit}"
-    raise AssertionError("unreachable")
+    size, unit = (1.0, "s") if abs(seconds) >= 1.0 else (1e-3, "ms") if abs(seconds) >= 1e-3 else (1e-6, "µs")
+    value = seconds / size
+    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+    return f"{number(value, f',.{digits}f', lang)} {unit}"

@@ -178,7 +178,7 @@ class Lifespan:
         self._app = app
         self._inbox: asyncio.Queue[dict[str, str]] = asyncio.Queue()
         self._outbox: asyncio.Queue[MutableMapping[str, Any] | None] = asyncio.Queue()
-        self._task: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None]  # from the entry on
         self._error: BaseException | None = None
 
     async def _run(self) -> None:
@@ -190,17 +190,14 @@ class Lifespan:
         finally:
             self._outbox.put_nowait(None)
 
-    async def _step(self, name: str) -> bool:
-        """Ask for ``startup`` or ``shutdown``; whether the application took part."""
+    async def _step(self, name: str) -> None:
+        """Ask for ``startup`` or ``shutdown``; nothing happens if the application takes no part."""
         self._inbox.put_nowait({"type": f"lifespan.{name}"})
         answer = await self._outbox.get()
-        if answer is None:
-            return False
-        if answer["type"] == f"lifespan.{name}.failed":
-            await asyncio.wait([self._task] if self._task else [], timeout=1)
+        if answer is not None and answer["type"] == f"lifespan.{name}.failed":
+            await asyncio.wait([self._task], timeout=1)
             reason = describe(self._error) if self._error else str(answer.get("message", ""))
             raise AppError(say(f"core.{name}_failed", reason=reason))
-        return True
 
     async def __aenter__(self) -> Lifespan:
         self._task = asyncio.create_task(self._run(), name="labkit lifespan")
@@ -212,6 +209,6 @@ class Lifespan:
         return self
 
     async def __aexit__(self, kind: object, *raised: object) -> None:
-        if self._task is not None and not self._task.done() and kind is not GeneratorExit:
+        if not self._task.done() and kind is not GeneratorExit:
             await self._step("shutdown")
             await self._task
