@@ -38,6 +38,7 @@ PACKAGES = (
     "line_profiler",
 )
 MOST = 10_000  # operations in a batch
+MOST_ROUNDS = 60
 
 
 @dataclass
@@ -125,13 +126,13 @@ def repeat_async(loop: asyncio.AbstractEventLoop, operation: Callable[[], Awaita
     return lambda times: loop.run_until_complete(batch(times))
 
 
-def rounds(cases: Sequence[Case], *, seconds: float, most: int = 60, batch: float = 0.03) -> list[list[float]]:
-    """Seconds an operation of every case, round by round, for about ``seconds`` (a tenth if quick), 3 rounds at least.
+def rounds(cases: Sequence[Case], *, seconds: float, fewest: int = 6, batch: float = 0.03) -> list[list[float]]:
+    """Seconds an operation of every case, round by round, for about ``seconds`` (if quick, a tenth and 3 rounds).
 
     Args:
         cases: what to run, warmed up first.
         seconds: for all rounds together.
-        most: rounds at most.
+        fewest: rounds at least; an interval needs 6.
         batch: seconds that one batch should take.
     """
     chance, sizes = random.Random(0), []
@@ -140,9 +141,10 @@ def rounds(cases: Sequence[Case], *, seconds: float, most: int = 60, batch: floa
         if once < 0.2:  # else the first is as good as any, and warming up takes its time
             once = min(case.run(1), case.run(1))
         sizes.append(min(MOST, max(1, int(batch / max(once, 1e-7)))))
-    seconds = seconds / 10 if QUICK else seconds
+    if QUICK:
+        seconds, fewest = seconds / 10, 3
     start, found = time.perf_counter(), list[list[float]]()
-    while len(found) < 3 or (len(found) < most and time.perf_counter() - start < seconds):
+    while len(found) < fewest or (len(found) < MOST_ROUNDS and time.perf_counter() - start < seconds):
         row = [0.0] * len(cases)
         for i in chance.sample(range(len(cases)), len(cases)):
             row[i] = cases[i].run(sizes[i]) / sizes[i]

@@ -35,7 +35,7 @@ def _table(lab: Lab, title: str, path: str) -> Table:
         Case("lab.lines of the endpoint", repeat(lambda: lab.lines(path))),
         Case("lab.memory of the endpoint", repeat(lambda: lab.memory(path))),
     ]
-    return compare(title, "the request by lab.get", cases, seconds=30, batch=0.02)
+    return compare(title, "the request by lab.get", cases, seconds=20, fewest=3, batch=0.02)
 
 
 if __name__ == "__main__":
