@@ -88,7 +88,8 @@ class Comparison:
     @property
     def says(self) -> str:
         """The finding as one line: "1.051 consultas → 2 · 38 veces más rápido (33–43)"."""
-        return say("stats.finding", a=self.statements_a, b=self.statements_b, timing=self.timing.says)
+        key = "stats.finding_one" if self.statements_a == 1 else "stats.finding"
+        return say(key, a=self.statements_a, b=self.statements_b, timing=self.timing.says)
 
     @property
     def df(self) -> pd.DataFrame:
@@ -121,10 +122,12 @@ class Comparison:
                 for low, high in zip(data["low_s"], data["high_s"], strict=True)
             ]
             seconds = data["median_s"].fillna(0.0).tolist()
-            plots.bars(axes[1], ["", ""], seconds, colours, show=duration, intervals=spans)
+            plots.bars(axes[1], ["", ""], seconds, colours, show=_time, intervals=spans)
             simulated = "stats.time_axis_simulated" if self.latency_ms else "stats.time_axis"
             axes[1].set_xlabel(say(simulated, latency=self.latency_ms))
             plots.durations(axes[1].xaxis)
+            if not any(seconds):
+                axes[1].set_xticks([])
 
         alt = say("stats.comparison_alt", a=self.paths[0], b=self.paths[1], says=self.says)
         return plots.figure(draw, title=self._headline(), alt=alt, data=data, size=(11, 2.9), panels=2)
@@ -153,7 +156,7 @@ class Comparison:
             body.append(tag("div", code(self.difference)))
         for path, statements, seconds in self._sides():
             shown = duration(median(seconds)) if seconds else "—"
-            figures = f" · {number(statements)} {say('stats.statements_axis')} · {shown}"
+            figures = f" · {say('stats.statements_axis')}: {number(statements)} · {shown}"
             body.append(tag("div", join([code(path), figures])))
         note = say("stats.simulated", latency=self.latency_ms) if self.latency_ms else ""
         colour = stats.COLOURS[self.verdict] if self.same_body else plots.VERMILION
@@ -240,6 +243,10 @@ def difference(a: Any, b: Any, path: str = "") -> Difference | None:
 
 def _key(path: str, key: str) -> str:
     return f"{path}.{key}".lstrip(".") if key.isidentifier() else f"{path}[{json.dumps(key, ensure_ascii=False)}]"
+
+
+def _time(seconds: float) -> str:
+    return duration(seconds) if seconds else "—"
 
 
 def _shown(value: Any) -> str:

@@ -110,7 +110,7 @@ def test_the_figure_says_the_finding_and_that_latency_was_simulated() -> None:
     assert figure.get_suptitle().startswith("1.051 consultas → 2 · 40 veces")
     assert [ax.get_xlabel() for ax in figure.axes] == [
         "consultas",
-        "tiempo por petición · con 0,5 ms simulados por consulta",
+        "tiempo por petición\n(con 0,5 ms simulados por consulta)",
     ]
     assert len(figure.alt.split()) >= 5 and figure.png().startswith(b"\x89PNG")
     client = Client(a=reply([1]), b=reply([1]))
@@ -126,7 +126,7 @@ def test_a_different_answer_is_said_before_anything_else_yet_measured() -> None:
         'n: "<3>" → (no está)',
     ]
     html = found._repr_html_()
-    assert html.index("No es la misma respuesta") < html.index("se separan aquí") < html.index("&lt;3&gt;")
+    assert html.index("No es la misma respuesta") < html.index("La primera diferencia") < html.index("&lt;3&gt;")
 
 
 def test_an_error_is_not_timed_for_failing_fast_is_not_being_fast() -> None:
@@ -137,6 +137,7 @@ def test_an_error_is_not_timed_for_failing_fast_is_not_being_fast() -> None:
     assert (found.improvement, found.low, found.high) == (0.0, 0.0, math.inf)
     assert "No se puede comparar" in repr(found) and "celda [5]" in repr(found)
     assert "KeyError: &#x27;id&#x27;" in found._repr_html_()
+    assert [text.get_text() for text in found.plot().axes[1].texts] == ["—", "—"], "what was not measured is not 0"
     assert found.plot().png() and math.isnan(found.df["median_s"][0])
     both = compare(Client(a=reply([], 404), b=reply([], 404)))
     assert both.verdict == "inconclusive" and "No se puede comparar" in repr(both)
@@ -145,7 +146,7 @@ def test_an_error_is_not_timed_for_failing_fast_is_not_being_fast() -> None:
 def test_what_takes_longer_than_the_limit_is_inconclusive() -> None:
     found = compare(Client(a=reply([1], elapsed=0.4), b=reply([1], elapsed=0.01)), seconds=1e-9)
     assert (found.verdict, found.improvement) == ("inconclusive", 0.0)
-    assert "sin conclusión: ×40, 1 de los 6" in repr(found)
+    assert "no concluyente: ×40, 1 de los 6" in repr(found)
 
 
 def test_slower_and_equal_are_said_as_such() -> None:
