@@ -29,8 +29,8 @@ BUDGET = 3
 ROWS = 10
 """Rows that it may read for each row of its answer: beyond that whole tables travel."""
 
-TIMED = 3.0
-"""Seconds that comparing times may take; the small hidden data needs less than one."""
+TIMED = 6.0
+"""Seconds that comparing times may take; of a fast answer on the small hidden data it takes less than one."""
 
 LEAST_PAIRS = 6
 """With fewer pairs there is no exact 95 % interval."""
@@ -174,7 +174,7 @@ def check_1_3(ctx: Context, fast_endpoint: Callable[..., Any]) -> Verdict:
     ctx.require(not _feed.sleeps(fast_endpoint), "fast_sleeps", **counts)
     needed = sum(1 + len(user["posts"]) for user in expected["users"])
     ctx.require(rows <= ROWS * needed, "fast_rows", rows=rows, needed=needed, **counts)
-    with _feed.hidden_lab(ctx, fast_endpoint, 60) as (small, _):
+    with _feed.hidden_lab(ctx, fast_endpoint, 20) as (small, _):
         compared = small.compare(_feed.SLOW, _feed.PATH, seconds=TIMED)
     if compared.verdict in ("slower", "equivalent"):
         return almost("fast_slower", ratio=compared.ratio, **counts)
@@ -209,14 +209,19 @@ def check_1_4(ctx: Context, create_indexes: Callable[..., Any]) -> Verdict:
     ctx.require(made, "index_none")
     repeated = {(s.site, s.sql): s for s in report.statements if s.site in _repeated(report.statements)}
     plans = [explain(engine, statement) for statement in repeated.values()]
-    if scanned := [plan for plan in plans if plan.scans]:
+    if scanned := list(filter(None, map(_read_whole, plans))):
         raise _what_is_scanned(engine, scanned, len(plans))
     return done("index_done", indexes=", ".join(made))
 
 
-def _what_is_scanned(engine: Engine, scanned: list[Plan], total: int) -> Verdict:
+def _read_whole(plan: Plan) -> set[str]:
+    """The tables that a look-up reads from end to end, directly or along an index."""
+    return {step.table for step in plan.steps if step.how in ("scan", "walk", "build")}
+
+
+def _what_is_scanned(engine: Engine, scanned: list[set[str]], total: int) -> Verdict:
     """Tell an index on another column from one on another table and from one that is missing."""
-    tables = sorted({table for plan in scanned for table in plan.scans})
+    tables = sorted(set().union(*scanned))
     counts = {"scans": len(scanned), "total": total, "tables": ", ".join(tables)}
     database = inspect_database(engine)
     useless = [
