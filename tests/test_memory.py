@@ -144,5 +144,6 @@ async def test_views() -> None:
     columns = ["function", "line", "hits", "increment", "rss", "kept", "source"]
     assert list(report.df.columns) == columns
     figure = report.plot()
+    assert len({panel.get_xlim() for panel in figure.axes}) == 1, "bars of both panels may be compared"
     assert len(figure.alt.split()) >= 5 and figure.png().startswith(b"\x89PNG")
     assert "MiB" in report._repr_html_() and "GET /waits" in repr(report)

@@ -60,6 +60,8 @@ class SourceReport:
                 plots.bars(ax, names, top[column].clip(lower=0).tolist(), show=self.shown[column])
                 ax.set_xlabel(say(f"profiling.axis_{column}"))
                 ax.xaxis.set_ticklabels([])
+                # One scale, so that the panels may be compared.
+                ax.set_xlim(0, 1.25 * max(1e-12, top[list(self.drawn)].to_numpy().max()))
                 names[:] = [""] * len(names)  # beside the first panel alone
 
         panels, size = len(self.drawn), (11, 1.6 + 0.4 * len(top))

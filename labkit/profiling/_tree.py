@@ -24,6 +24,7 @@ _BORDER = re.compile(
     r"|fastapi[/\\]routing\.py:(run_endpoint_function|_run_sync_endpoint)$"
 )
 _FRAMEWORK = {"fastapi", "starlette", "anyio", "uvicorn", "click"}
+_LEADING = ("python", "labkit")  # no box where they come first
 _NAMED = {"asyncio", "json", "sqlite3"}  # worth a box of their own; the rest of the library is "python"
 
 
@@ -76,12 +77,14 @@ class Pictured:
         with the packages it stands on, machinery outside of the request is cut off, and so is what takes
         under 0.2 %."""
         root, lang = _Box(), language()
+        # Latency is simulated by sleeping: that is not a sleep of the user's.
+        hides: dict[object, object] = {(say("profiling.latency", lang), False): ("sleep", False)}
         for stack, seconds in self.stacks:
             box, last = root, None
             root.value += seconds
             start = max((i for i, frame in enumerate(stack, 1) if is_border(frame)), default=0)
             for label in (_box(frame, lang) for frame in stack[start:]):
-                if label and label != last and (box is not root or label[0] not in ("python", "labkit")):
+                if label and label not in (last, hides.get(last)) and (box is not root or label[0] not in _LEADING):
                     last, box = label, box.inner.setdefault(label[0], _Box(label[1]))
                     box.value += seconds
         return root.node(self.label, 0.002 * root.value)
