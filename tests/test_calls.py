@@ -309,7 +309,7 @@ async def test_another_profiler_in_the_thread_is_left_alone() -> None:
     assert outer() == 3
     assert not inner.last.complete and inner.last.functions == () and inner.last.wall > 0
     assert outer.last.complete and calls_of(outer.last, "work") == 3
-    assert "perfilador" in repr(inner.last)
+    assert "Otro profiler" in repr(inner.last)
 
     @profile_endpoint
     def naive() -> int:  # the course's profiler, on top of ours
@@ -445,6 +445,20 @@ async def test_profile_async_sees_the_endpoint_wherever_it_runs(name: str, box: 
     assert profile.plot().alt
     settings.set_language("en")
     assert "espera" not in str(replace(profile).tree)
+
+
+def test_simulated_latency_is_no_sleep_of_the_users() -> None:
+    mine, library, nap = (__file__, "mine"), (str(Path(asyncio.__file__)), "run"), ("", "sleep")
+    simulated = (str(Path(plots.__file__).with_name("faults.py")), "wait")
+
+    class Slept(Pictured):
+        label = "GET /"
+
+    slept = Slept()
+    slept.stacks = [([mine, library, simulated, nap], 2.0), ([mine, nap], 1.0)]
+    found = {path: node.value for path, node in boxes(slept.tree)}
+    assert {path: value for path, value in found.items() if "sleep" in path} == {"/GET //mine/sleep": 1.0}
+    assert max(value for path, value in found.items() if "latencia simulada" in path) == 2.0
 
 
 async def test_profile_async_looks_below_our_own_decorator() -> None:

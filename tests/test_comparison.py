@@ -100,6 +100,8 @@ def test_a_comparison_gives_statements_ratio_and_the_saving_that_is_certain() ->
     assert found.low == pytest.approx(40) and found.ratio == pytest.approx(40)
     assert found.improvement == pytest.approx(1 - 1 / found.low)
     assert found.says == "1.051 consultas → 2 · 40 veces más rápido (40–40)"
+    one = compare(Client(a=reply([1], queries=1), b=reply([1], queries=1)))
+    assert one.says.startswith("1 consulta → 1") and "consultas: 1 " in one._repr_html_()
     assert client.calls.count("/a") == 1 + found.timing.pairs, "the calls that compared the answers warmed up"
     assert found.df["statements"].tolist() == [1051, 2]
     assert found.df["median_s"].tolist() == pytest.approx([0.4, 0.01])

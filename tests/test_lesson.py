@@ -158,6 +158,11 @@ def test_figures_are_drawn_with_and_without_guesses(lesson: Lesson) -> None:
     for figure in (unguessed, several, lesson.calibration()):
         assert isinstance(figure, plots.Figure) and figure.png().startswith(b"\x89PNG")
     assert lesson.calibration().axes[0].get_title(loc="left") == words("course.calibration_title", near=1, total=2)
+    lesson.predict("4", seconds=10)
+    figure = lesson.actual("4", seconds=0.049041)
+    assert isinstance(figure, plots.Figure) and "10, " in figure.axes[0].get_title(loc="left")
+    assert "0,049 " in figure.axes[0].get_title(loc="left")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["10", "0,049"]
 
 
 # --- progress, reflection, reset

@@ -151,7 +151,7 @@ def test_an_end_that_does_not_end_is_told(how: str) -> None:
 
     loop = LoopThread(hangs, limit=LIMIT)
     assert loop.run(answer) == 42
-    with pytest.raises(AppError, match=r"al terminar|no acabó en 100 ms en .*test_loop.py:\d+"):
+    with pytest.raises(AppError, match=r"al terminar|no terminó de apagarse en 100 ms en .*test_loop.py:\d+"):
         loop.close()
     loop.close()
     with pytest.raises(RequestError, match="cerrado"):

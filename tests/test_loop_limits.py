@@ -99,7 +99,7 @@ def test_a_worker_that_spins_is_stopped(loop: LoopThread) -> None:
         while True:
             pass
 
-    with pytest.raises(RequestTimeout, match=r"no salía de ahí en .*test_loop_limits.py:\d+.*Lo detuve"):
+    with pytest.raises(RequestTimeout, match=r"seguía en marcha en .*test_loop_limits.py:\d+.*Lo detuve"):
         loop.run(lambda: anyio.to_thread.run_sync(spin), LIMIT, "GET /x")
     assert loop.run(answer) == 42 and not loop.tainted
 

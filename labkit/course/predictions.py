@@ -66,13 +66,7 @@ def versus(found: list[Prediction], room: str) -> plots.Figure:
                 (words("course.measured"), item.actual, plots.BLUE),
             ]
             names, values, colours = zip(*(row for row in rows if row[1] is not None), strict=True)
-            plots.bars(
-                axes,
-                names,
-                values,
-                colours,
-                show=lambda value: number(value, ",.3g") if value != int(value) else number(value),
-            )
+            plots.bars(axes, names, values, colours, show=_digits)
             axes.set_xlabel(label(room, item.name))
             plots.numbers(axes.xaxis)
 
@@ -133,17 +127,21 @@ def _cell(value: float | None, spec: str = ",.4g") -> str:
     return "-" if value is None else number(value, spec)
 
 
+def _digits(value: float | None) -> str:
+    return "-" if value is None else number(value, ",.0f" if abs(value) >= 1000 or value == int(value) else ",.3g")
+
+
 def _title(found: list[Prediction], room: str) -> str:
     first = found[0]
     if first.guess is None or first.actual is None:
-        return words("course.versus_unguessed", name=label(room, first.name), actual=_cell(first.actual))
+        return words("course.versus_unguessed", name=label(room, first.name), actual=_digits(first.actual))
     if first.guess == first.actual:
-        return words("course.versus_right", name=label(room, first.name), actual=_cell(first.actual))
+        return words("course.versus_right", name=label(room, first.name), actual=_digits(first.actual))
     return words(
         "course.versus_title",
         name=label(room, first.name),
-        guess=_cell(first.guess),
-        actual=_cell(first.actual),
+        guess=_digits(first.guess),
+        actual=_digits(first.actual),
     )
 
 

@@ -150,7 +150,7 @@ class QueryReport:
             axes.set_yticks(range(len(lanes)), labels)
             axes.set_ylim(max(len(lanes), 1) - 0.5, -0.5)
             axes.set_xlim(0, self.elapsed or 1)
-            axes.set_xlabel(say("profiling.time_axis", label=self.label, note=self._latency).strip())
+            axes.set_xlabel(say("profiling.time_axis", label=self.label, note=self._latency).strip(": \n"))
             axes.grid(axis="y", visible=False)
             plots.durations(axes.xaxis)
 
