@@ -14,12 +14,12 @@
 #
 # - [ ] hacer una petición y leer su respuesta;
 # - [ ] anotar una predicción antes de medir;
-# - [ ] resolver un ejercicio, pedir una pista y comprobarlo.
+# - [ ] resolver un ejercicio, comprobarlo y pedir una pista.
 
 # %% [markdown] name="run"
 # ## Enciende el laboratorio
 #
-# Ejecuta cada celda con **Mayús + Enter**. La primera vez se crean los datos: unos 300 usuarios, 6.000
+# Ejecuta cada celda con **Mayús + Enter**. La primera vez se crean los datos: 300 usuarios, 6.000
 # publicaciones y 10.000 comentarios en SQLite. También arranca un Redis de verdad, solo para ti.
 
 # %% name="setup" tags=["setup"]
@@ -34,8 +34,9 @@ lesson
 # %% [markdown] name="predict-text"
 # ## Predice antes de mirar
 #
-# Vas a pedir `/health/` 500 veces. ¿Cuántos milisegundos tarda la petición del medio (la mediana)? Escribe tu
-# número y ejecuta. No hay nota: al final ves cuánto aciertas, y eso se entrena.
+# Vas a pedir `/health/` 500 veces. Si ordenas las peticiones por tiempo, ¿cuántos milisegundos tarda la del medio
+# (la mediana, o p50)? Cambia el 10 por tu número y ejecuta. No hay nota: enseguida ves cuánto te acercaste, y eso
+# se entrena.
 
 # %% name="predict" tags=["predict"]
 lesson.predict("1", milliseconds=10)
@@ -48,12 +49,12 @@ health.plot()
 lesson.actual("1", milliseconds=health.percentiles["p50"] * 1000)
 
 # %% [markdown] name="reply-text"
-# **¿Hacia qué lado te equivocaste, y cuántas veces?**
+# **¿Predijiste de más o de menos, y por cuántas veces?**
 #
 # ## Una petición, una respuesta
 #
-# `lab.get(...)` llama a la aplicación sin red y espera. La respuesta trae el estado, el cuerpo, el tiempo y el número
-# de consultas a la base de datos. **¿Cuántas consultas hizo esta?**
+# `lab.get(...)` hace una petición a la aplicación, sin pasar por la red, y espera la respuesta. La tarjeta muestra el
+# estado, el cuerpo, el tiempo y el número de consultas a la base de datos. **¿Cuántas consultas hizo esta petición?**
 
 # %% name="reply" tags=["measure"]
 lab.get("/performance/fast-endpoint")
@@ -64,7 +65,8 @@ lab.get("/performance/fast-endpoint")
 # Dificultad: baja · Importancia: media · **3 minutos**
 #
 # El endpoint de abajo funciona y está mal: saluda igual a todo el mundo. Corrígelo para que `/hello/Ana` responda
-# `{"message": "Hola, Ana"}` y vuelve a ejecutar la celda: la nueva versión **reemplaza** a la anterior.
+# `{"message": "Hola, Ana"}`. Ejecuta otra vez su celda, y la nueva versión **reemplaza** a la anterior; después, la
+# celda que comprueba.
 
 
 # %% name="hello" tags=["exercise"] exercise="0.1" minutes=3
@@ -86,8 +88,8 @@ async def hello(name: str):
 lesson.check("0.1", hello)
 
 # %% [markdown] name="hint-text"
-# La tarjeta dice en qué estado estás: por hacer, error, casi, hecho. Si te atascas, pide una pista. Hay cuatro
-# peldaños: pregunta, lugar, herramienta y código. Se anotan, no restan.
+# La tarjeta dice en qué estado estás: por hacer, error, casi, hecho. Si te atascas, pide una pista. Cada vez que
+# ejecutas la celda sale la siguiente: pregunta, lugar, herramienta, código. Se anotan, no restan.
 
 # %% name="hint" tags=["check"]
 lesson.hint("0.1")
@@ -95,7 +97,7 @@ lesson.hint("0.1")
 # %% [markdown] name="error-text"
 # ## Cuando algo falla
 #
-# Un endpoint que falla no rompe el cuaderno: responde 500 y señala **tu** línea.
+# Un endpoint que falla no rompe el cuaderno: la respuesta es 500 y señala **tu** línea.
 
 
 # %% name="error" tags=["measure"]
@@ -109,7 +111,7 @@ lab.get("/broken")
 # %% [markdown] name="end-text"
 # ## Tu avance
 #
-# Todo lo que haces se guarda en la carpeta `work/`: cuadernos, predicciones e informes. Puedes cerrar y seguir otro
+# Todo lo que haces se guarda en la carpeta `work/`: cuadernos, predicciones y reportes. Puedes cerrar y seguir otro
 # día. Ahora abre `01_profiling.ipynb`.
 
 # %% name="progress" tags=["reflect"]

@@ -9,6 +9,8 @@
 #
 # **45 minutos.** Vas a tomar un endpoint lento, encontrar por qué lo es y arreglarlo sin cambiar su respuesta.
 #
+# **Objetivos**
+#
 # - Identificar cuellos de botella en una aplicación FastAPI
 # - Aplicar técnicas de profiling
 # - Optimizar consultas de base de datos
@@ -39,8 +41,8 @@ lesson
 # %% [markdown] name="predict-text"
 # ## ¿Por qué tarda tanto?
 #
-# `/performance/slow-endpoint` devuelve 50 usuarios con sus publicaciones y cuántos comentarios tiene cada una: unas
-# 1.000 publicaciones en total. ¿Cuántas consultas SQL hace? ¿Cuántos segundos tarda? Anota tu apuesta.
+# `/performance/slow-endpoint` devuelve 50 usuarios con sus publicaciones, 1.000 en total, y el número de comentarios
+# de cada una. ¿Cuántas consultas SQL hace? ¿Cuántos segundos tarda? Cambia los números por tu predicción.
 
 # %% name="predict" tags=["predict"]
 lesson.predict("1", queries=10, seconds=0.1)
@@ -50,14 +52,14 @@ slow = lab.queries("/performance/slow-endpoint")
 display(slow.plot(), lesson.actual("1", queries=slow.count, seconds=slow.elapsed))
 
 # %% [markdown] name="actual-text"
-# Cada marca es una consulta. El laboratorio añade a cada una 0,5 ms: la ida y vuelta que en producción cuesta la red.
-# **¿Qué parte de la figura es una sola consulta repetida?**
+# Cada marca es una consulta. El laboratorio suma a cada una 0,5 ms: lo que en producción cuesta ir y volver por la
+# red. **¿Qué parte de la primera figura es una sola consulta repetida?**
 
 # %% [markdown] name="router-text"
 # ## El endpoint, por dentro
 #
-# Este es el código lento. Al declararlo aquí ya es tuyo: reemplaza al de la aplicación, y desde ahora las medidas
-# señalan líneas de este cuaderno. Léelo despacio. **¿Dónde se va el tiempo?**
+# Este es el código lento. Al declararlo aquí ya es tuyo: reemplaza al de la aplicación, y desde ahora las mediciones
+# señalan líneas de este cuaderno. Léelo despacio. **¿En qué se va el tiempo?**
 
 # %% name="imports" tags=["setup"]
 import cProfile
@@ -98,7 +100,8 @@ lab.app.include_router(router)
 # Dificultad: media · Importancia: alta · **6 minutos**
 #
 # Este decorador corre y tiene dos defectos. El primero se ve abajo: ¿dónde está la tabla de funciones? El segundo
-# aparece cuando el endpoint falla: el profiler se queda encendido. Arregla los dos.
+# aparece cuando el endpoint falla: el profiler se queda encendido. Arregla los dos. En esta lección también hay
+# pistas: `lesson.hint("1.1")`.
 
 
 # %% name="profiler" tags=["exercise"] exercise="1.1" file="profiling/profiler.py" minutes=6
@@ -163,7 +166,7 @@ lesson.check("1.1", profile_endpoint)
 # ## Del total a la línea
 #
 # Una tabla de funciones dice **qué** se llama mil veces; no dice quién lo llama. La figura muestra quién llama a
-# quién: el ancho es tiempo. Debajo, el mismo endpoint línea por línea.
+# quién: el ancho es el tiempo. Debajo, el mismo endpoint línea por línea.
 
 # %% name="profile" tags=["measure"]
 display(lab.profile("/performance/slow-endpoint").plot(), lab.lines("/performance/slow-endpoint", slow_endpoint))
@@ -176,7 +179,8 @@ display(lab.profile("/performance/slow-endpoint").plot(), lab.lines("/performanc
 # Dificultad: media · Importancia: alta · **6 minutos**
 #
 # Un N+1 es la misma consulta, desde la misma línea, una vez por fila. Esta función busca consultas repetidas y no
-# encuentra ninguna. ¿Qué las hace parecer distintas? Corrígela: debe devolver cuántas veces corrió cada lugar.
+# encuentra ninguna. ¿Qué las hace parecer distintas? Corrígela: debe devolver, para cada línea (`s.site`), cuántas veces
+# corrió la consulta que se repite.
 
 
 # %% name="nplus1" tags=["exercise"] exercise="1.2" file="profiling/profiler.py" minutes=6
@@ -202,7 +206,7 @@ lesson.check("1.2", find_n_plus_one)
 # %% [markdown] name="sleep-text"
 # ## ¿Y si solo borro el `sleep`?
 #
-# El endpoint duerme 10 ms por usuario: medio segundo a la vista. Es lo primero que alguien borraría. **¿Cuántas
+# El endpoint duerme 10 ms por usuario: medio segundo a la vista. Es lo primero que cualquiera borraría. **¿Cuántas
 # veces más rápido queda, y cuántas consultas hará?**
 
 # %% name="sleep-predict" tags=["predict"]
@@ -213,14 +217,14 @@ no_sleep = lab.compare("/performance/slow-endpoint", "/performance/slow-endpoint
 display(no_sleep.plot(), lesson.actual("2", ratio=no_sleep.ratio, queries=no_sleep.statements_b))
 
 # %% [markdown] name="fast-text"
-# **¿Qué quedó exactamente igual en la figura?**
+# **¿Qué quedó exactamente igual en la primera figura?**
 #
 # ## Ejercicio 1.3: rápido y con la misma respuesta
 #
 # Dificultad: alta · Importancia: alta · **11 minutos**
 #
-# Esta versión es la que casi todos escriben: dos consultas y mucho más rápida. Pero responde otra cosa. Corrígela:
-# **el mismo cuerpo** que el lento, en 3 consultas o menos. La comprobación usa también datos que no ves.
+# Así lo escribe casi todo el mundo: dos consultas y mucho más rápido. Pero responde otra cosa. Corrígelo: **el mismo
+# cuerpo** que el lento, en 3 consultas o menos. La comprobación usa también datos que no ves.
 
 
 # %% name="fast-endpoint" tags=["exercise"] exercise="1.3" file="profiling/performance_test.py" minutes=11
@@ -282,7 +286,8 @@ display(lab.queries("/performance/fast-endpoint"), lesson.check("1.3", fast_endp
 # Dificultad: media · Importancia: alta · **4 minutos**
 #
 # Declarar una clave foránea no crea un índice. La segunda tarjeta muestra el plan de la consulta que corre mil veces:
-# `SCAN` es leer la tabla entera. **¿Por qué columna busca?** Corrige la función para que ninguna consulta haga eso.
+# `SCAN` es leer la tabla entera. **¿Por qué columna busca?** Corrige la función para que
+# ninguna consulta repetida lea una tabla entera.
 
 
 # %% name="indexes" tags=["exercise"] exercise="1.4" file="profiling/performance_test.py" minutes=4
@@ -308,8 +313,9 @@ display(lesson.check("1.4", create_indexes), lab.explain(slow.statements[-1]))
 #
 # Dificultad: media · Importancia: alta · **3 minutos**
 #
-# La figura compara un endpoint **consigo mismo**, midiendo una sola vez. ¿Qué «mejora» dirías? Corrige la función:
-# devuelve la mejora (0,5 = 50 %) que puedes prometer aun con mala suerte.
+# Cada punto de la figura compara un endpoint **consigo mismo**, midiendo una sola vez cada lado. ¿Qué «mejora»
+# anunciarías si solo vieras el punto más alto? Corrige la función: que devuelva la mejora (0,5 = 50 %) que puedes
+# prometer aun con mala suerte.
 
 # %% name="one-shot" tags=["measure"]
 one_shot_spread(lambda: lab.get("/health/")).plot()
@@ -337,12 +343,12 @@ final = lab.compare("/performance/slow-endpoint", "/performance/fast-endpoint", 
 final.plot()
 
 # %% [markdown] name="report-text"
-# **¿Qué mejora puedes prometer, según el extremo bajo del intervalo?**
+# **¿Qué mejora puedes prometer, según el extremo inferior del intervalo?**
 #
-# ## Tu informe
+# ## Tu reporte
 #
-# El informe se escribe con lo que mediste, y tu código va al lado. Falta tu interpretación: ábrelo y cuenta qué
-# cambio explicó la mayor parte de la mejora, y cómo lo sabes.
+# El reporte se escribe con lo que mediste, y tu código va al lado. Falta tu interpretación: ábrelo y cuenta qué
+# cambio explica la mayor parte de la mejora y cómo lo sabes.
 
 # %% name="report" tags=["reflect"]
 display(lesson.calibration(), lesson.report(slow, final))
