@@ -17,6 +17,7 @@ from labkit.asgi import ASGIApp, Reply
 from labkit.errors import RequestError
 from labkit.faults import Request, RoundTrip
 
+SHOWN = 300  # characters of a refusal's body: what FastAPI found wrong with the request
 OPTIONS = ("params", "headers", "json", "body", "cookies")
 
 
@@ -43,23 +44,24 @@ class Client:
             yield
 
     @staticmethod
-    def check(options: Mapping[str, Any]) -> None:
-        """Raise a RequestError if a request has no such options."""
+    def check(options: Mapping[str, Any], *more: str) -> None:
+        """Raise a RequestError if a request has no such options; ``more`` names what else there would be."""
         if unknown := options.keys() - set(OPTIONS):
-            names, known = ", ".join(sorted(unknown)), ", ".join(OPTIONS)
+            names, known = ", ".join(sorted(unknown)), ", ".join((*OPTIONS, *more))
             raise RequestError(say("core.bad_option", names=names, known=known))
 
     async def measured(self, method: str, path: str, **options: Any) -> Reply:
         """A request that is worth measuring.
 
         Raises:
-            RequestError: if the endpoint raised, the path is not there, or an option is unusable.
+            RequestError: if the endpoint raised, the status is 400 or more, or an option is unusable.
         """
         self.check(options)
         reply = await self.call(method, path, **options)
-        if reply.error or reply.note:
+        if reply.error or reply.status >= 400:
             text = say("core.failed_request", label=reply.label, status=reply.status)
-            raise RequestError("\n".join(filter(None, (text, reply.error, reply.note))))
+            reason = reply.error or reply.note or reply.text[:SHOWN]
+            raise RequestError("\n".join(filter(None, (text, reason))))
         return reply
 
     async def call(self, method: str, path: str, **options: Any) -> Reply:

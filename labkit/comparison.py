@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from copy import copy
 from dataclasses import dataclass
 from itertools import takewhile, zip_longest
 from statistics import median
@@ -15,7 +16,7 @@ import pandas as pd
 from labkit import plots, stats
 from labkit._html import Safe, card, code, join, tag
 from labkit._text import duration, number, say
-from labkit.errors import NotJSONError
+from labkit.errors import NotJSONError, RequestTimeout
 
 if TYPE_CHECKING:
     from labkit._client import Client
@@ -46,9 +47,10 @@ class Comparison:
         same_body: whether both gave the same answer (equal JSON, else equal bytes, and the same status).
         difference: where they first differ, or None.
         statements_a, statements_b: statements that one request ran.
-        timing: the measured pairs and their ratio; without a pair if an endpoint answered with an error.
+        timing: the measured pairs and their ratio; without a pair if there is a failure.
         latency_ms: simulated round trip of each statement in milliseconds; 0 = none.
-        failure: which endpoint answered with an error (status 400 or more) and what it raised; else empty.
+        failure: which endpoint answered with an error (a status of 400 or more, an exception) or not in time;
+            else empty.
     """
 
     paths: tuple[str, str]
@@ -82,8 +84,11 @@ class Comparison:
 
     @property
     def improvement(self) -> float:
-        """Fraction of a's time that b saves at least: from the interval's lower end; 0 if none is proven."""
-        return max(0.0, 1 - 1 / self.low) if self.low > 0 else 0.0
+        """Fraction of a's time that b saves at least: from the interval's lower end; 0 if none is proven.
+
+        A different answer in less time is none.
+        """
+        return max(0.0, 1 - 1 / self.low) if self.low > 0 and self.same_body else 0.0
 
     @property
     def says(self) -> str:
@@ -137,8 +142,12 @@ class Comparison:
             return say("stats.not_compared")
         return self.says if self.same_body else say("stats.not_same", says=self.says)
 
+    @property
+    def _symbol(self) -> str:
+        return "✗" if self.failure else stats.SYMBOLS[self.verdict] if self.same_body else "≠"
+
     def __repr__(self) -> str:
-        lines = [f"{stats.SYMBOLS[self.verdict]} {self._headline()}"]
+        lines = [f"{self._symbol} {self._headline()}"]
         if self.failure:
             return "\n".join([*lines, self.failure])
         if self.difference:
@@ -150,7 +159,7 @@ class Comparison:
     def _repr_html_(self) -> Safe:
         if self.failure:
             text = tag("pre", self.failure, "white-space:pre-wrap;margin:0")
-            return card(self._headline(), text, colour=plots.VERMILION, symbol="✗")
+            return card(self._headline(), text, colour=plots.VERMILION, symbol=self._symbol)
         body = [tag("div", say("stats.same" if self.same_body else "stats.first_difference"))]
         if self.difference:
             body.append(tag("div", code(self.difference)))
@@ -160,8 +169,7 @@ class Comparison:
             body.append(tag("div", join([code(path), figures])))
         note = say("stats.simulated", latency=self.latency_ms) if self.latency_ms else ""
         colour = stats.COLOURS[self.verdict] if self.same_body else plots.VERMILION
-        symbol = stats.SYMBOLS[self.verdict] if self.same_body else "≠"
-        return card(self._headline(), join(body), colour=colour, symbol=symbol, note=note)
+        return card(self._headline(), join(body), colour=colour, symbol=self._symbol, note=note)
 
 
 async def compare_endpoints(
@@ -170,36 +178,69 @@ async def compare_endpoints(
     b: str,
     *,
     seconds: float = 15.0,
+    method: str = "GET",
     minimum_effect: float = 0.05,
     seed: int | None = None,
+    **options: Any,
 ) -> Comparison:
     """Call both paths, compare their answers and statements, then time them in interleaved pairs.
 
-    An endpoint that answers with an error (status 400 or more) is not timed: failing fast is not being fast.
+    An endpoint that answers with an error is not timed: failing fast is not being fast.
 
     Args:
         client: the Lab's, inside its loop.
         a, b: paths; the verdict is said of b.
-        seconds: limit for everything.
+        seconds: limit for everything; a call still under way then is stopped and not counted.
+        method: HTTP method.
         minimum_effect: see `labkit.stats.compare`.
         seed: makes the order of the pairs reproducible.
+        options: of each request, see ``Lab.request``.
+
+    Raises:
+        MeasurementError: if ``seconds`` or ``minimum_effect`` is not a number above 0.
+        RequestError: if there is no such option.
+        RequestTimeout: if a request takes longer than the Lab's own limit.
     """
-    began = time.perf_counter()
-    reply_a, reply_b = await client.call("GET", a), await client.call("GET", b)
-    difference = first_difference(reply_a, reply_b)
-    failed = [reply for reply in (reply_a, reply_b) if reply.status >= 400]
-    left = seconds - (time.perf_counter() - began)
-    if failed:
-        timing = stats.Ratio.of([], [])
-    elif left <= 0:
-        timing = stats.Ratio.of([reply_a.elapsed], [reply_b.elapsed], minimum_effect)
-    else:
-        # These two calls serve as the warm-up pair.
-        cold = {"a": reply_a.elapsed, "b": reply_b.elapsed}
+    client.check(options, "method", "seconds", "minimum_effect", "seed")
+    stats.positive(seconds=seconds, minimum_effect=minimum_effect)
+    end = time.perf_counter() + seconds
+    hurried = copy(client)
+    failures: list[str] = []
 
-        async def run(side: str, path: str) -> float:
-            return cold.pop(side) if side in cold else (await client.call("GET", path)).elapsed
+    async def ask(path: str) -> Reply | None:
+        """The answer; None if it did not come in time. One that is an error is noted in ``failures``."""
+        left = end - time.perf_counter()
+        hurried.limit = min(client.limit, left)
+        try:
+            reply = await hurried.call(method, path, **options) if left > 0 else None
+        except RequestTimeout:
+            if hurried.limit < left:
+                raise
+            return None
+        if reply and (reply.status >= 400 or reply.error):
+            if time.perf_counter() >= end:  # the end of the time is what it failed of
+                return None
+            failures.append("\n".join(filter(None, (f"{reply.label} → {reply.status}", reply.error, reply.note))))
+        return reply
 
+    reply_a = await ask(a)
+    reply_b = await ask(b) if reply_a else None
+    if not reply_a or not reply_b:
+        label, count = f"{method} {b if reply_a else a}", reply_a.queries if reply_a else 0
+        failures.append(say("stats.cut", label=label, seconds=seconds, more=math.ceil(2 * seconds)))
+        nothing = stats.Ratio.of([], [])
+        return Comparison((a, b), False, None, count, 0, nothing, failure="\n".join(failures))
+    timing = stats.Ratio.of([reply_a.elapsed], [reply_b.elapsed], minimum_effect)
+    # These two calls serve as the warm-up pair.
+    cold = {"a": reply_a.elapsed, "b": reply_b.elapsed}
+
+    async def run(side: str, path: str) -> float:
+        if side in cold:
+            return cold.pop(side)
+        reply = await ask(path)
+        return reply.elapsed if reply and not failures else math.inf
+
+    if not failures and (left := end - time.perf_counter()) > 0:
         timing = await stats.compare_async(
             lambda: run("a", a),
             lambda: run("b", b),
@@ -207,11 +248,12 @@ async def compare_endpoints(
             minimum_effect=minimum_effect,
             seed=seed,
         )
-    failure = "\n".join(
-        line for reply in failed for line in (f"{reply.label} → {reply.status}", reply.error, reply.note) if line
-    )
-    same = difference is None
-    return Comparison((a, b), same, difference, reply_a.queries, reply_b.queries, timing, client.trip.ms, failure)
+    if failures:
+        timing = stats.Ratio.of([], [])
+    found = first_difference(reply_a, reply_b)
+    latency = client.trip.ms if reply_a.queries or reply_b.queries else 0.0
+    statements = (reply_a.queries, reply_b.queries)
+    return Comparison((a, b), found is None, found, *statements, timing, latency, "\n".join(failures))
 
 
 def first_difference(a: Reply, b: Reply) -> Difference | None:

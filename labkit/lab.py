@@ -185,15 +185,15 @@ class Lab:
         """Whether two paths give the same answer, their statements, and how many times faster the second is.
 
         Args:
-            seconds: limit of the timing; where it does not suffice the verdict is ``inconclusive``.
-            options: see `labkit.comparison.compare_endpoints`.
+            seconds: limit of the whole; where it does not suffice the verdict is ``inconclusive``.
+            options: see `labkit.comparison.compare_endpoints` (``method=``); the rest as in ``request``.
         """
         from labkit.comparison import compare_endpoints
 
         return self.run(lambda client: compare_endpoints(client, path_a, path_b, seconds=seconds, **options))
 
     def load(self, path: str, **options: Any) -> LoadResult:
-        """Many requests, some at a time; see `labkit.load.load` for the options (``ids=zipf(500)``)."""
+        """Many requests, some at a time; see `labkit.load.load` (``ids=zipf(500)``); the rest as in ``request``."""
         from labkit.load import load
 
         return self.run(lambda client: load(client, path, **options))

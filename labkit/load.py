@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections import Counter
@@ -49,8 +50,9 @@ class LoadResult:
         path, method, concurrency: what was asked.
         seconds: from the first request to the last answer.
         started, elapsed: seconds since the start, and seconds each answer took, request by request.
-        outcomes: the status of each request, or the name of the error that ended it.
-        latency_ms: simulated round trip a statement in milliseconds.
+        outcomes: the status of each request, or the name of the error that ended it; ``"200 + error"`` where
+            the endpoint raised in the middle of its answer.
+        latency_ms: simulated round trip a statement in milliseconds; 0 where no statement ran.
     """
 
     path: str
@@ -79,8 +81,13 @@ class LoadResult:
 
     @property
     def errors(self) -> int:
-        """Requests that ended with a status of 500 or more, or without an answer."""
+        """Requests that ended with a status of 500 or more, with an exception, or without an answer."""
         return sum(isinstance(outcome, str) or outcome >= 500 for outcome in self.outcomes)
+
+    @property
+    def refused(self) -> int:
+        """Requests that were answered, with a status of 400 to 499: what was measured is the refusal."""
+        return sum(isinstance(outcome, int) and 400 <= outcome < 500 for outcome in self.outcomes)
 
     @property
     def percentiles(self) -> dict[str, float]:
@@ -114,7 +121,7 @@ class LoadResult:
 
     def __repr__(self) -> str:
         seen = self.percentiles
-        return say(
+        says = say(
             "stats.load",
             requests=self.requests,
             rate=number(self.per_second, ",.0f"),
@@ -122,14 +129,20 @@ class LoadResult:
             p99=duration(seen["p99"]),
             errors=self.errors,
         )
+        return f"{says} · {self._outcomes}" if self.errors or self.refused else says
+
+    @property
+    def _outcomes(self) -> str:
+        return ", ".join(f"{name}: {number(times)}" for name, times in self.statuses.items())
 
     def _repr_html_(self) -> Safe:
-        outcomes = " · ".join(f"{name}: {number(times)}" for name, times in self.statuses.items())
         times = " · ".join(f"{name} {duration(value)}" for name, value in self.percentiles.items())
-        body = say("stats.load_card", times=times, outcomes=outcomes, concurrency=self.concurrency)
+        body = say("stats.load_card", times=times, outcomes=self._outcomes, concurrency=self.concurrency)
         note = say("stats.simulated", latency=self.latency_ms) if self.latency_ms else ""
-        colour = plots.VERMILION if self.errors else plots.GREEN
-        return card(repr(self), body, colour=colour, symbol="✗" if self.errors else "●", note=note)
+        colour, symbol = (plots.ORANGE, "▲") if self.refused else (plots.GREEN, "●")
+        if self.errors:
+            colour, symbol = plots.VERMILION, "✗"
+        return card(repr(self), body, colour=colour, symbol=symbol, note=note)
 
 
 async def load(
@@ -142,6 +155,7 @@ async def load(
     method: str = "GET",
     seed: int = 0,
     seconds: float = 30.0,
+    **options: Any,
 ) -> LoadResult:
     """Keep ``concurrency`` workers busy, each asking anew as soon as it has its answer (a closed loop).
 
@@ -157,26 +171,34 @@ async def load(
         method: HTTP method.
         seed: makes the ids reproducible.
         seconds: no request but the first is started after that.
+        options: of each request, see ``Lab.request``.
 
     Raises:
-        MeasurementError: if a number is not positive, or ``{id}`` and ``ids`` do not go together.
+        MeasurementError: if a number is not above 0, or ``{id}`` and ``ids`` do not go together.
+        RequestError: if there is no such option.
     """
-    if requests < 1 or concurrency < 1 or seconds <= 0:
-        raise MeasurementError(say("stats.bad_load", requests=requests, concurrency=concurrency, seconds=seconds))
+    client.check(options, "requests", "concurrency", "ids", "method", "seed", "seconds")
+    stats.positive(requests=requests, concurrency=concurrency, seconds=seconds)
+    requests, concurrency = math.ceil(requests), math.ceil(concurrency)
     waiting = iter(_paths(path, ids, requests, random.Random(seed)))
     rows: list[tuple[float, float, int | str]] = []
+    latency = 0.0
     clock, call, note = time.perf_counter, client.call, rows.append  # this loop competes with what it measures
     start = clock()
     end = start + seconds
 
     async def work() -> None:
+        nonlocal latency
         for target in waiting:
             began = clock()
             if began > end and rows:
                 return
             try:
-                reply = await call(method, target)
-                note((began, reply.elapsed, reply.status))
+                reply = await call(method, target, **options)
+                broken = reply.error and reply.status < 500  # it raised after it had begun to answer
+                note((began, reply.elapsed, f"{reply.status} + error" if broken else reply.status))
+                if reply.queries:
+                    latency = client.trip.ms
             except RequestError as error:
                 note((began, clock() - began, type(error).__name__))
 
@@ -187,7 +209,7 @@ async def load(
     rows.sort()
     began, elapsed, outcomes = zip(*rows, strict=True)
     started = tuple(moment - start for moment in began)
-    return LoadResult(path, method, concurrency, took, started, elapsed, outcomes, client.trip.ms)
+    return LoadResult(path, method, concurrency, took, started, elapsed, outcomes, latency)
 
 
 def _paths(path: str, ids: Ids | None, requests: int, chance: random.Random) -> list[str]:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Generator
 from dataclasses import dataclass
 from itertools import count
+from numbers import Real
 from statistics import median
 from typing import Any, TypedDict, Unpack
 
@@ -36,6 +37,7 @@ __all__ = [
     "median_interval",
     "one_shot_spread",
     "percentiles",
+    "positive",
     "times",
 ]
 
@@ -53,6 +55,13 @@ class _Options(TypedDict, total=False):
     clock: Callable[[], float]
 
 
+def positive(**values: object) -> None:
+    """Raise a MeasurementError that names the first of these values that is not a number above 0."""
+    for name, value in values.items():
+        if not (isinstance(value, Real) and 0 < float(value) < math.inf):
+            raise MeasurementError(say("stats.bad_number", name=name, value=value))
+
+
 def _experiment(
     limit: float = 15.0,
     minimum_effect: float = 0.05,
@@ -62,8 +71,7 @@ def _experiment(
     clock: Callable[[], float] = time.perf_counter,
 ) -> Generator[bool, float, Ratio]:
     """Yields which to run next (True: a) and is sent the seconds it took: one course for sync and async."""
-    if limit <= 0 or minimum_effect <= 0 or precision <= 0:
-        raise MeasurementError(say("stats.bad_limits", limit=limit, effect=minimum_effect, precision=precision))
+    positive(limit=limit, minimum_effect=minimum_effect, precision=precision)
     start, coin, look = clock(), random.Random(seed), FEWEST
     a: list[float] = []
     b: list[float] = []
@@ -78,7 +86,10 @@ def _experiment(
         # Each order as often as the other: what runs second may find caches warm.
         began, first = clock(), coin.random() < 0.5 if pairs % 2 else not first
         for which in (first, not first):
-            (a if which else b).append((yield which))
+            took = yield which
+            if took == math.inf:
+                return seen()
+            (a if which else b).append(took)
             if clock() - start >= limit:
                 return seen()
         now = clock()
@@ -89,8 +100,10 @@ def _experiment(
             enough = ENOUGH if wanted < ROUGH else FEWEST
             if pairs >= MOST or (pairs >= enough and math.log(ratio.high / ratio.low) / 2 <= wanted):
                 return ratio
-        # Another pair like the last one, or at least like most, must fit.
-        if now + (now - began) > start + limit and now + median(a) + median(b) > start + limit:
+        # Another pair like the last one, or at least like most, must fit. What was measured elsewhere (the
+        # cold pair of an endpoint) took no time here.
+        last, usual = max(now - began, a[-1] + b[-1]), median(a) + median(b)
+        if now + min(last, usual) > start + limit:
             return seen()
     raise AssertionError("unreachable")
 
@@ -114,7 +127,7 @@ def compare(
         clock: seconds; the tests put in a false one.
 
     Raises:
-        MeasurementError: if ``limit``, ``minimum_effect`` or ``precision`` is not positive.
+        MeasurementError: if ``limit``, ``minimum_effect`` or ``precision`` is not a number above 0.
     """
     course, clock = _experiment(**options), options.get("clock", time.perf_counter)
     which = next(course)
@@ -133,7 +146,10 @@ async def compare_async(
     b: Callable[[], Awaitable[float | None]],
     **options: Unpack[_Options],
 ) -> Ratio:
-    """`compare` for coroutine functions; one that returns a float has measured its own seconds."""
+    """`compare` for coroutine functions; one that returns a float has measured its own seconds.
+
+    ``inf`` says that it was cut off or failed: nothing is measured after that.
+    """
     course, clock = _experiment(**options), options.get("clock", time.perf_counter)
     which = next(course)
     while True:

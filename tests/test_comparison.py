@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -13,10 +16,12 @@ from fastapi import FastAPI, Response
 from hypothesis import given
 from hypothesis import strategies as st
 
+import labkit._client
 from labkit import stats
 from labkit.asgi import Reply
 from labkit.blog import create_app
 from labkit.comparison import Comparison, Difference, compare_endpoints, first_difference
+from labkit.errors import MeasurementError, RequestError, RequestTimeout
 from labkit.faults import RoundTrip
 from labkit.lab import Lab
 
@@ -35,11 +40,15 @@ def reply(body: Any, status: int = 200, elapsed: float = 0.01, queries: int = 0,
 class Client:
     """Answers from a table; what an answer took is what it says."""
 
-    def __init__(self, **answers: Reply) -> None:
-        self.answers, self.calls, self.trip = answers, list[str](), RoundTrip(0.5)
+    check = staticmethod(labkit._client.Client.check)
 
-    async def call(self, method: str, path: str) -> Reply:
+    def __init__(self, **answers: Reply) -> None:
+        self.answers, self.calls, self.trip, self.limit = answers, list[str](), RoundTrip(0.5), 30.0
+        self.asked = list[Any]()
+
+    async def call(self, method: str, path: str, **options: Any) -> Reply:
         self.calls.append(path)
+        self.asked.append((method, options))
         return self.answers[path.strip("/")]
 
 
@@ -124,9 +133,10 @@ def test_a_different_answer_is_said_before_anything_else_yet_measured() -> None:
     found = compare(Client(a=reply({"n": "<3>"}, elapsed=0.2), b=reply({}, elapsed=0.1)))
     assert (found.same_body, found.verdict) == (False, "faster")
     assert repr(found).splitlines()[:2] == [
-        "▲ No es la misma respuesta · 0 consultas → 0 · 2,0 veces más rápido (2,0–2,0)",
+        "≠ No es la misma respuesta · 0 consultas → 0 · 2,0 veces más rápido (2,0–2,0)",
         'n: "<3>" → (no está)',
     ]
+    assert found.low == pytest.approx(2) and found.improvement == 0.0, "a different answer is no improvement"
     html = found._repr_html_()
     assert html.index("No es la misma respuesta") < html.index("La primera diferencia") < html.index("&lt;3&gt;")
 
@@ -145,10 +155,79 @@ def test_an_error_is_not_timed_for_failing_fast_is_not_being_fast() -> None:
     assert both.verdict == "inconclusive" and "No se puede comparar" in repr(both)
 
 
-def test_what_takes_longer_than_the_limit_is_inconclusive() -> None:
-    found = compare(Client(a=reply([1], elapsed=0.4), b=reply([1], elapsed=0.01)), seconds=1e-9)
-    assert (found.verdict, found.improvement) == ("inconclusive", 0.0)
-    assert "no concluyente: ×40, 1 de los 6" in repr(found)
+@pytest.mark.parametrize("at", [1, 2, 10])
+def test_an_endpoint_that_fails_after_it_began_to_answer_or_only_later_is_not_timed_either(at: int) -> None:
+    class Failing(Client):
+        async def call(self, method: str, path: str, **options: Any) -> Reply:
+            answer = await super().call(method, path, **options)
+            return replace(answer, error="KeyError: 'id'") if len(self.calls) >= at else answer
+
+    client = Failing(a=reply([1]), b=reply([1], elapsed=0.001))
+    found = compare(client)
+    assert len(client.calls) == max(at, 2), "nothing is asked after the failure"
+    assert (found.verdict, found.timing.pairs, found.improvement) == ("inconclusive", 0, 0.0)
+    assert repr(found).startswith("✗ No se puede comparar") and "→ 200\nKeyError: 'id'" in repr(found)
+
+
+def test_the_options_of_a_request_go_with_every_call() -> None:
+    client = Client(a=reply([1]), b=reply([1]))
+    compare(client, method="POST", headers={"x": "1"}, json={"n": 1})
+    assert client.asked == [("POST", {"headers": {"x": "1"}, "json": {"n": 1}})] * len(client.asked)
+
+
+@pytest.mark.parametrize("bad", [{"seconds": 0}, {"seconds": "x"}, {"minimum_effect": None}, {"seconds": math.nan}])
+def test_unusable_numbers_are_named(bad: dict[str, Any]) -> None:
+    client = Client(a=reply([1]), b=reply([1]))
+    with pytest.raises(MeasurementError, match=rf"{next(iter(bad))}=.* no sirve.*mayor que 0"):
+        compare(client, **bad)
+    assert client.calls == []
+
+
+def test_an_unknown_option_is_named_with_those_there_are() -> None:
+    with pytest.raises(RequestError, match=r"nonsense.*headers.*seconds"):
+        compare(Client(), nonsense=1)
+
+
+def slow() -> FastAPI:
+    """``/n`` counts; a call with ``last`` hangs from the call of that number on; each waits ``seconds``."""
+    app, calls = FastAPI(), itertools.count(1)
+
+    @app.get("/n")
+    async def n(seconds: float = 0.0, last: float = math.inf) -> int:
+        app.state.calls = number = next(calls)
+        await asyncio.sleep(seconds if number <= last else 60)
+        return 1
+
+    return app
+
+
+def test_no_pair_is_started_that_cannot_end_in_time() -> None:
+    with Lab(app := slow()) as lab:
+        found = lab.compare("/n?seconds=0.3", "/n?seconds=0.3", seconds=1.0)
+    assert app.state.calls == 2 and found.failure == ""
+    assert (found.same_body, found.verdict, found.improvement) == (True, "inconclusive", 0.0)
+    assert "1 de los 6" in repr(found)
+
+
+def test_a_call_that_is_under_way_at_the_limit_is_stopped() -> None:
+    with Lab(app := slow()) as lab:
+        found = lab.compare("/n?last=5", "/n?last=5", seconds=0.5)
+        assert app.state.calls == 6 and found.failure == ""
+        assert found.verdict == "inconclusive" and found.timing.pairs < 6
+    with Lab(app := slow()) as lab:
+        found = lab.compare("/n", "/n?last=1", seconds=0.5)
+        assert app.state.calls == 2 and (found.verdict, found.timing.pairs) == ("inconclusive", 0)
+        assert "GET /n?last=1 no respondió dentro de los 0,5 s" in repr(found) and "seconds=1" in repr(found)
+        found = lab.compare("/n?last=0", "/n", seconds=0.5)
+        assert app.state.calls == 3 and "GET /n?last=0 no respondió" in found._repr_html_()
+        assert found.plot().png()
+    with Lab(slow(), time_limit=0.2) as lab, pytest.raises(RequestTimeout, match="time_limit="):
+        lab.compare("/n?last=0", "/n")
+
+
+def test_latency_is_shown_only_where_a_statement_paid_it() -> None:
+    assert "simulada" not in repr(compare(Client(a=reply([1]), b=reply([1]))))
+    assert "simulada" in repr(compare(Client(a=reply([1], queries=1), b=reply([1]))))
 
 
 def test_slower_and_equal_are_said_as_such() -> None:
@@ -166,7 +245,7 @@ def blog() -> Iterator[Lab]:
 
 def test_on_the_blog_the_fast_endpoint_gives_the_same_answer_in_two_statements(blog: Lab) -> None:
     with blog.latency(0.2):
-        found = blog.compare("/performance/slow-endpoint?sleep_ms=0", "/performance/fast-endpoint", seconds=2)
+        found = blog.compare("/performance/slow-endpoint?sleep_ms=0", "/performance/fast-endpoint", seconds=6)
     assert found.same_body
     assert (found.statements_a, found.statements_b, found.latency_ms) == (1051, 2, 0.2)
 

@@ -44,6 +44,11 @@ def test_unusable_requests_are_explained() -> None:
             lab.queries("/raises")
         with pytest.raises(RequestError, match="no tiene la opción data"):
             lab.queries("/async", data={})
+        for measure in (lab.queries, lab.profile, lab.lines, lab.memory):
+            with pytest.raises(RequestError, match=r"(?s)GET /async\?n=x respondió 422.*int_parsing"):
+                measure("/async?n=x")
+            with pytest.raises(RequestError, match="POST /async respondió 405"):
+                measure("/async", method="POST")
 
 
 def test_a_request_has_a_time_limit_and_the_next_one_works() -> None:
@@ -191,7 +196,7 @@ def test_profilers_and_comparison_are_at_hand(blog: Lab) -> None:
     path = "/performance/fast-endpoint"
     assert blog.profile(path).wall > 0
     assert len(blog.lines(path).df) and len(blog.memory(path).df)
-    comparison = blog.compare("/performance/slow-endpoint", path, seconds=1)
+    comparison = blog.compare("/performance/slow-endpoint?sleep_ms=0", path, seconds=6)
     assert comparison.same_body and comparison.latency_ms == 0.5
     assert (comparison.statements_a, comparison.statements_b) == (1051, 2)
     assert blog.load("/health/", requests=20).requests == 20

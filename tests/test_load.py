@@ -15,9 +15,10 @@ from fastapi import FastAPI
 from hypothesis import given
 from hypothesis import strategies as st
 
+import labkit._client
 from labkit import load as traffic
 from labkit.asgi import Reply
-from labkit.errors import MeasurementError, RequestTimeout
+from labkit.errors import MeasurementError, RequestError, RequestTimeout
 from labkit.faults import RoundTrip
 from labkit.lab import Lab
 from labkit.load import LoadResult, zipf
@@ -26,12 +27,15 @@ from labkit.load import LoadResult, zipf
 class Client:
     """Notes what is asked and how many ask at once."""
 
-    def __init__(self, status: int = 200) -> None:
+    check = staticmethod(labkit._client.Client.check)
+
+    def __init__(self, status: int = 200, error: str = "") -> None:
         self.paths, self.trip = list[str](), RoundTrip(0)
         self.now = self.most = 0
-        self.status = status
+        self.status, self.error, self.options = status, error, dict[str, Any]()
 
-    async def call(self, method: str, path: str) -> Reply:
+    async def call(self, method: str, path: str, **options: Any) -> Reply:
+        self.options = options
         self.now += 1
         self.most = max(self.most, self.now)
         self.paths.append(f"{method} {path}")
@@ -40,7 +44,7 @@ class Client:
         self.now -= 1
         if path == "/late":
             raise RequestTimeout("late")
-        return Reply(self.status, b"", (), 0.001 * place)
+        return Reply(self.status, b"", (), 0.001 * place, error=self.error)
 
 
 def load(client: Any, path: str = "/x", **options: Any) -> LoadResult:
@@ -72,9 +76,27 @@ def test_the_result_gives_percentiles_statuses_and_a_row_a_request() -> None:
 def test_errors_are_counted_and_end_nothing() -> None:
     assert load(Client(status=503), requests=7).errors == 7
     assert load(Client(status=404), requests=7).errors == 0
+    broken = load(Client(error="KeyError: 1"), requests=7)
+    assert (broken.statuses, broken.errors) == ({"200 + error": 7}, 7), "it raised in the middle of its answer"
     late = load(Client(), "/late", requests=7)
     assert (late.statuses, late.errors) == ({"RequestTimeout": 7}, 7)
-    assert "✗" in late._repr_html_()
+    assert "✗" in late._repr_html_() and repr(late).endswith("RequestTimeout: 7")
+
+
+def test_refusals_are_no_errors_but_seen_at_once() -> None:
+    refused = load(Client(status=401), requests=7)
+    assert (refused.errors, refused.refused) == (0, 7)
+    assert repr(refused).endswith("errores: 0 · 401: 7") and "▲" in refused._repr_html_()
+    good = load(Client(), requests=7)
+    assert good.refused == 0 and repr(good).endswith("errores: 0") and "●" in good._repr_html_()
+
+
+def test_the_options_of_a_request_go_with_every_call() -> None:
+    client = Client()
+    load(client, requests=1, headers={"authorization": "x"}, cookies={"a": "b"})
+    assert client.options == {"headers": {"authorization": "x"}, "cookies": {"a": "b"}}
+    with pytest.raises(RequestError, match=r"nonsense.*requests, concurrency"):
+        load(client, nonsense=1)
 
 
 def test_one_request_is_enough_for_every_view() -> None:
@@ -115,9 +137,9 @@ def test_zipf_names_what_it_cannot_do(bad: dict[str, Any]) -> None:
         zipf(**bad)
 
 
-@pytest.mark.parametrize("bad", [{"requests": 0}, {"concurrency": 0}, {"seconds": 0}])
+@pytest.mark.parametrize("bad", [{"requests": 0}, {"concurrency": 0}, {"seconds": 0}, {"requests": "x"}])
 def test_unusable_numbers_are_named(bad: dict[str, Any]) -> None:
-    with pytest.raises(MeasurementError, match=rf"{next(iter(bad))}=0"):
+    with pytest.raises(MeasurementError, match=rf"{next(iter(bad))}=.*mayor que 0"):
         load(Client(), **bad)
 
 

@@ -185,7 +185,7 @@ def test_errors_of_what_is_measured_go_through() -> None:
 
 @pytest.mark.parametrize("options", [{"limit": 0}, {"minimum_effect": -1}, {"precision": 0}])
 def test_unusable_limits_are_named(options: dict[str, float]) -> None:
-    with pytest.raises(MeasurementError, match="mayores que 0"):
+    with pytest.raises(MeasurementError, match="mayor que 0"):
         stats.compare(lambda: None, lambda: None, **options)  # type: ignore[arg-type]
 
 
@@ -208,6 +208,13 @@ def test_the_async_twin_times_coroutines_or_believes_their_own_seconds() -> None
         assert ratio.verdict == "faster" and 3.5 < ratio.ratio < 4.5
         ratio = await stats.compare_async(own, own, clock=world.clock, seed=1)
         assert (ratio.verdict, set(ratio.times_a)) == ("equivalent", {0.25})
+        seconds = iter([0.25] * 17 + [math.inf])
+
+        async def cut_off() -> float:
+            return next(seconds)
+
+        ratio = await stats.compare_async(cut_off, cut_off, clock=world.clock, seed=1)
+        assert (ratio.pairs, next(seconds, None)) == (7, None), "the cold pair and the one that was cut do not count"
 
     anyio.run(main)
 
