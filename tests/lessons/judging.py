@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from labkit.course.markers import Role
 from tests.cells import run, text
 
 SOURCES = Path(__file__).parents[2] / "notebooks/source"
-SEEDS = (0, 1, 977_131)
+SEEDS = (0, 977_131)
 NAMES = {
     "1.1": "profile_endpoint",
     "1.2": "find_n_plus_one",
@@ -22,6 +23,11 @@ NAMES = {
     "1.4": "create_indexes",
     "1.5": "improvement",
 }
+
+
+@cache
+def cell_text(lesson: str, cell: str, role: Role) -> str:
+    return text(SOURCES / f"{lesson}.py", cell, role)
 
 
 class Judged(NamedTuple):
@@ -57,7 +63,7 @@ class Notebook:
             run(self.text(cell), self.namespace)
 
     def text(self, cell: str, role: Role = "starter") -> str:
-        return text(SOURCES / f"{self.lesson_name}.py", cell, role)
+        return cell_text(self.lesson_name, cell, role)
 
     def version(self, id: str, *swaps: tuple[str, str], role: Role = "solution") -> str:
         """The exercise's cell with some text replaced, which must be there."""

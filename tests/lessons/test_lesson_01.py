@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import cProfile
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -175,10 +176,10 @@ def test_a_profiler_left_on_by_an_earlier_cell_is_not_held_against_her(notebook:
     left = cProfile.Profile()
     left.enable()
     try:
-        judged = notebook.check("1.1", notebook.text("1.1", "solution"))
+        assert notebook.check("1.1", notebook.text("1.1", "solution")).card.verdict == "done"
     finally:
-        left.disable()
-    assert judged.card.verdict == "done"
+        with suppress(ValueError):  # from Python 3.12 on the check has ended it
+            left.disable()
 
 
 # --- 1.2 the N+1
