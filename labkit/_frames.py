@@ -109,6 +109,18 @@ def user_traceback(error: BaseException) -> TracebackType | None:
     return kept
 
 
+def lines(error: BaseException) -> list[str]:
+    """The user's lines that an exception passed, outermost first: the place of each, then its source."""
+    found, step = [], user_traceback(error)
+    while step is not None:
+        code = step.tb_frame.f_code
+        found.append(say("core.frame", place=place(code, step.tb_lineno), function=code.co_name))
+        if source := linecache.getline(code.co_filename, step.tb_lineno).strip():
+            found.append(f"    {source}")
+        step = step.tb_next
+    return found
+
+
 def describe(error: BaseException) -> str:
     """What a learner needs of an exception: her own lines, outermost first, then its type and message.
 
@@ -116,13 +128,5 @@ def describe(error: BaseException) -> str:
     """
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
-    lines = [describe(error.__cause__), ""] if error.__cause__ is not None else []
-    step = user_traceback(error)
-    while step is not None:
-        code = step.tb_frame.f_code
-        lines.append(say("core.frame", place=place(code, step.tb_lineno), function=code.co_name))
-        if source := linecache.getline(code.co_filename, step.tb_lineno).strip():
-            lines.append(f"    {source}")
-        step = step.tb_next
-    lines.append("".join(traceback.format_exception_only(error)).rstrip())
-    return "\n".join(lines)
+    cause = [describe(error.__cause__), ""] if error.__cause__ is not None else []
+    return "\n".join([*cause, *lines(error), "".join(traceback.format_exception_only(error)).rstrip()])

@@ -55,7 +55,9 @@ def table(header: Sequence[Any], rows: Iterable[Sequence[Any]], numeric: Iterabl
         align = "right;font-variant-numeric:tabular-nums" if index in right else "left"
         weight = "font-weight:600;" if name == "th" else ""
         return tag(
-            name, value, f"{weight}text-align:{align};padding:3px 10px;border-bottom:1px solid {LINE};vertical-align:top"
+            name,
+            value,
+            f"{weight}text-align:{align};padding:3px 10px;border-bottom:1px solid {LINE};vertical-align:top",
         )
 
     head = tag("tr", join(cell("th", i, value) for i, value in enumerate(header)))

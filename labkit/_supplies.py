@@ -31,11 +31,11 @@ class Supplies:
         environment: ``DATABASE_URL`` and ``REDIS_URL`` as far as they are known, for a child process.
     """
 
-    def __init__(self, work: Path | None) -> None:
+    def __init__(self, work: Path | str | None) -> None:
         self.redis: RedisServer | None = None
         self.postgres: PostgresServer | None = None
         self.environment: dict[str, str] = {}
-        self._work = work
+        self._work = Path(work) if work is not None else None
         self._stack = ExitStack()
 
     def _folder(self, name: str) -> Path | None:
@@ -81,13 +81,16 @@ class Supplies:
         """Fill the empty places of ``app.state`` and have the application write its data.
 
         Raises:
-            AppError: if writing the data fails.
+            AppError: if there is no empty place for what was asked for, or writing the data fails.
         """
         state = getattr(app, "state", None)
+        wanted = {"redis": redis, "postgres": postgres, "database_url": database_url}
+        for option, place in zip(wanted, ("redis_url", "database_url", "database_url"), strict=True):
+            announced = place.upper() in self.environment
+            if wanted[option] and not announced and getattr(state, place, "") is not None:
+                raise AppError(say("core.no_place", option=option, place=place, variable=place.upper()))
         if getattr(state, "redis_url", "") is None and redis is not False:
             self._set(state, "redis_url", self.redis_url(redis))
-        elif redis:
-            self.redis_url(redis)
         if getattr(state, "database_url", "") is None:
             url = self.database_url(database_url, postgres)
             if url is not None:
@@ -121,7 +124,7 @@ def _prepare(prepare: Callable[[Callable[[int, int], None]], Any]) -> None:
     except LabkitError:
         raise
     except (Exception, SystemExit) as error:
-        raise AppError(say("core.prepare_failed", reason=explain(error))) from error
+        raise AppError(say("core.prepare_failed", reason=explain(error))) from None
 
 
 def _progress() -> Callable[[int, int], None]:

@@ -6,6 +6,12 @@ from __future__ import annotations
 class LabkitError(Exception):
     """Base of all. The message names the thing, the value that was given and the remedy."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows instead of the frames of every library: the learner's own lines and the sentence."""
+        from labkit._frames import lines
+
+        return [*lines(self), f"{type(self).__name__}: {self}"]
+
 
 class AppError(LabkitError):
     """The application under study cannot be imported, started or used."""

@@ -56,7 +56,7 @@ class latency:
     """
 
     def __init__(self, trip: RoundTrip, ms: float | None) -> None:
-        if ms is not None and not (isinstance(ms, int | float) and 0 <= ms < float("inf")):
+        if ms is not None and (isinstance(ms, bool) or not isinstance(ms, int | float) or not 0 <= ms < float("inf")):
             raise MeasurementError(say("core.bad_latency", ms=ms))
         self._trip, self._before = trip, trip.chosen
         trip.chosen = ms

@@ -55,7 +55,8 @@ class Lab:
         work: folder for the data of the servers started here; None for a temporary one.
 
     Raises:
-        AppError: if the application cannot be imported, prepared or started; says where.
+        AppError: if the application cannot be imported, prepared or started; says where. Also if it is an
+            object that leaves no place empty for the server or the address that is asked for here.
         ServiceError: if a server cannot be started.
     """
 
@@ -68,9 +69,9 @@ class Lab:
         postgres: bool = False,
         latency: float | None = None,
         time_limit: float = 30.0,
-        work: Path | None = None,
+        work: Path | str | None = None,
     ) -> None:
-        if not time_limit > 0:
+        if not (isinstance(time_limit, int | float) and time_limit > 0):
             raise RequestError(say("core.bad_time_limit", seconds=time_limit))
         self.time_limit = time_limit
         trip = faults.RoundTrip()
@@ -159,7 +160,7 @@ class Lab:
 
             with around(note), record() as recorder:
                 reply = await client.measured(method, path, **options)
-            return recorder.report(path, reply.elapsed, client.trip.ms, reached[-1])
+            return recorder.report(path, reply.elapsed, client.trip.ms if recorder.count else 0.0, reached[-1])
 
         return self.run(work)
 
@@ -246,7 +247,9 @@ class Lab:
         state = getattr(self.app, "state", None)
         engine = getattr(state, "engine", None)
         given = getattr(state, "database_url", None)
-        return given if engine is None else engine.url.render_as_string(hide_password=False)
+        if engine is not None:
+            return str(engine.url.render_as_string(hide_password=False))
+        return given or self._supplies.environment.get("DATABASE_URL")
 
     @property
     def redis(self) -> RedisServer | None:

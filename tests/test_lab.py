@@ -56,8 +56,9 @@ def test_a_request_has_a_time_limit_and_the_next_one_works() -> None:
         with pytest.raises(RequestTimeout, match="GET /hangs no terminó en 100 ms"):
             lab.get("/hangs")
         assert lab.get("/async").json == 1 and not lab.tainted
-    with pytest.raises(RequestError, match="límite de tiempo 0"):
-        Lab(plain(), time_limit=0)
+    for bad in (0, "x", None):
+        with pytest.raises(RequestError, match=f"límite de tiempo {bad!r}"):
+            Lab(plain(), time_limit=bad)  # type: ignore[arg-type]
 
 
 def test_a_limit_holds_for_each_request_of_a_job_and_for_the_job() -> None:
@@ -192,6 +193,13 @@ def test_statements_are_counted_and_the_n_plus_1_found(blog: Lab) -> None:
     assert blog.queries("/performance/fast-endpoint").latency_ms == blog.latency_ms == 0.5
 
 
+def test_latency_is_said_only_of_statements(blog: Lab) -> None:
+    assert blog.queries("/performance/fast-endpoint").latency_ms == 0.5
+    assert blog.queries("/health/").latency_ms == 0 == blog.load("/health/", requests=3).latency_ms
+    with pytest.raises(MeasurementError, match="True"):
+        blog.latency(True)
+
+
 def test_profilers_and_comparison_are_at_hand(blog: Lab) -> None:
     path = "/performance/fast-endpoint"
     assert blog.profile(path).wall > 0
@@ -222,3 +230,26 @@ def test_the_package_names_what_it_has() -> None:
     assert all(getattr(labkit, name).__name__ == name for name in labkit.__all__)
     with pytest.raises(AttributeError, match="no attribute 'lab_'"):
         _ = labkit.lab_
+
+
+def test_in_ipython_an_error_is_the_learners_own_lines_and_the_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    shell = InteractiveShell.instance()
+    try:
+        with Lab(plain()) as shell.user_ns["lab"]:
+            shell.run_cell("def ask():\n    return lab.queries('/asinc')", store_history=True)
+            capsys.readouterr()
+            shell.run_cell("ask()", store_history=True)
+            shown = capsys.readouterr().out.splitlines()
+            assert shown[:4] == [
+                "celda [2], línea 1, en <module>",
+                "    ask()",
+                "celda [1], línea 2, en ask",
+                "    return lab.queries('/asinc')",
+            ]
+            assert shown[4] == "RequestError: No hay nada que medir: GET /asinc respondió 404." and len(shown) == 6
+            shell.run_cell("lab.post('/method', data=1)\n")
+            assert len(capsys.readouterr().out.splitlines()) == 3
+    finally:
+        InteractiveShell.clear_instance()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -36,6 +38,36 @@ def test_a_place_that_is_taken_is_left_alone(monkeypatch: pytest.MonkeyPatch) ->
         assert lab.get("/state").json[0] == "redis://given"
     with Lab(asking(redis_url=None, database_url=None), redis=False) as lab:
         assert lab.get("/state").json[0] is None
+
+
+@pytest.mark.parametrize(
+    ("option", "place"),
+    [
+        ({"redis": True}, "redis_url"),
+        ({"redis": "redis://x"}, "redis_url"),
+        ({"postgres": True}, "database_url"),
+        ({"database_url": "sqlite://"}, "database_url"),
+    ],
+)
+def test_what_an_application_leaves_no_place_for_is_not_taken_for_given(option: dict[str, Any], place: str) -> None:
+    for app in (FastAPI(), asking(redis_url="redis://mine", database_url="sqlite:///mine.sqlite3")):
+        with pytest.raises(AppError, match=rf"{next(iter(option))}=: escribe app\.state\.{place} = None.*modulo:app"):
+            Lab(app, **option)
+
+
+def test_an_application_named_by_a_string_finds_its_database_in_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "labenviron.py").write_text("from fastapi import FastAPI\napp = FastAPI()\n")
+    with Lab("labenviron:app", database_url="sqlite:///other.sqlite3") as lab:
+        assert lab.database_url == os.environ["DATABASE_URL"] == "sqlite:///other.sqlite3"
+
+
+def test_the_work_folder_may_be_text(tmp_path: Path) -> None:
+    with Lab(asking(redis_url=None, database_url="sqlite://"), work=str(tmp_path / "data")) as lab:
+        assert lab.redis is not None
+        assert lab.redis.fake or (tmp_path / "data" / "redis").is_dir()
 
 
 def test_postgresql_on_request() -> None:
@@ -81,8 +113,9 @@ def test_a_database_that_cannot_be_reached_is_explained() -> None:
 
     with Lab(app) as lab:
         reply = lab.get("/users")
-        assert reply.status == 500 and "No llego a la base de datos" in reply.error
+        assert reply.status == 500 and "No puedo conectarme a la base de datos" in reply.error
         assert "test_supplies.py" in reply.error and "secret" not in reply.error
     with pytest.raises(AppError) as caught:
         Lab(create_app(database_url="postgresql+psycopg://ana:secret@127.0.0.1:1/shop"), redis=False)
     assert "secret" not in str(caught.value) and "127.0.0.1" in str(caught.value)
+    assert caught.value.__suppress_context__ and "?." not in str(caught.value)

@@ -28,8 +28,8 @@ def usable_url(url: URL | str) -> URL:
     """
     try:
         parsed = make_url(url)
-    except ArgumentError as error:
-        raise AppError(say("blog.url", url=url)) from error
+    except ArgumentError:
+        raise AppError(say("blog.url", url=url)) from None
     if parsed.drivername in ("postgres", "postgresql"):
         parsed = parsed.set(drivername="postgresql+psycopg")
     is_file = parsed.drivername in ("sqlite", "sqlite+pysqlite") and parsed.database not in (

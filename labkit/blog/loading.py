@@ -41,7 +41,7 @@ def load_sqlite(path: Path, scale: int, progress: Progress) -> None:
                 return
             _replace_file(path, scale, progress)
     except (OSError, sqlite3.Error, SQLAlchemyError) as error:
-        raise AppError(say("blog.file", path=path, error=_reason(error))) from error
+        raise AppError(say("blog.file", path=path, error=_reason(error))) from None
 
 
 def load_postgresql(url: URL, scale: int, progress: Progress) -> None:
@@ -60,7 +60,7 @@ def load_postgresql(url: URL, scale: int, progress: Progress) -> None:
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
             connection.execute(text("VACUUM (ANALYZE) users, posts, comments"))
     except SQLAlchemyError as error:
-        raise AppError(say("blog.server", url=url.render_as_string(), error=_reason(error))) from error
+        raise AppError(say("blog.server", url=url.render_as_string(), error=_reason(error))) from None
     finally:
         engine.dispose()
 
@@ -173,6 +173,6 @@ def _alone(lock: Path) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """The driver's own words, in one line."""
+    """The driver's own words, in one line, as a part of a sentence."""
     cause = getattr(error, "orig", None) or error
-    return " ".join(str(cause).split())
+    return " ".join(str(cause).split()).rstrip("?.")

@@ -17,14 +17,15 @@ def temporary() -> Path:
         return Path(tempfile.mkdtemp(prefix="lk-"))
 
 
-def make(folder: Path) -> Path:
+def make(folder: Path | str) -> Path:
     """The absolute path of ``folder``, which is created if need be.
 
     Raises:
         ServiceError: if it cannot be created.
     """
+    folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ServiceError(say("services.folder", folder=folder, error=error.strerror)) from error
+        raise ServiceError(say("services.folder", folder=folder, error=error.strerror)) from None
     return folder.resolve()

@@ -45,7 +45,7 @@ class PostgresServer(Server):
         socket: folder of the unix socket, which only we may enter; there no password is asked for.
     """
 
-    def __init__(self, programs: Path, prefix: list[str], folder: Path | None) -> None:
+    def __init__(self, programs: Path, prefix: list[str], folder: Path | str | None) -> None:
         parent = folders.make(folder) if folder else None
         self.socket = folders.temporary()
         self._data = (parent or self.socket) / "postgres"
@@ -140,7 +140,7 @@ class PostgresServer(Server):
             raise ServiceError(say("services.no_start", name="PostgreSQL", error=error)) from error
 
 
-def start(folder: Path | None = None) -> PostgresServer:
+def start(folder: Path | str | None = None) -> PostgresServer:
     """Start a server on a free port of 127.0.0.1 and on a unix socket of its own; 0.5-1 s.
 
     Args:

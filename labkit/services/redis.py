@@ -45,7 +45,7 @@ class RedisServer(Server):
         return f"unix://{self.socket}?db=0" if self.socket else self.url
 
 
-def start(folder: Path | None = None, *, appendonly: bool = False) -> RedisServer:
+def start(folder: Path | str | None = None, *, appendonly: bool = False) -> RedisServer:
     """Start a server on a free port of 127.0.0.1 and on a unix socket of its own.
 
     Args:
@@ -66,7 +66,7 @@ def start(folder: Path | None = None, *, appendonly: bool = False) -> RedisServe
 class Valkey(RedisServer):
     """The real server, a child process of ours. See ``start``."""
 
-    def __init__(self, binary: Path, folder: Path | None, *, appendonly: bool) -> None:
+    def __init__(self, binary: Path, folder: Path | str | None, *, appendonly: bool) -> None:
         data = folders.make(folder) if folder else None
         home = folders.temporary()
         self.socket = home / "s"
