@@ -12,7 +12,6 @@ from labkit import asgi
 from labkit._frames import describe
 from labkit._home import Flight, current
 from labkit._text import say
-from labkit._threads import Stopped
 from labkit.asgi import ASGIApp, Reply
 from labkit.errors import RequestError
 from labkit.faults import Request, RoundTrip
@@ -79,7 +78,7 @@ class Client:
             reply = await asgi.call(
                 self.app, method, path, state=self.state, count=flight.statements, explain=explain, **options
             )
-        except (asyncio.CancelledError, Stopped):
+        except BaseException:  # what stops it arrives as it is, or in a group of anyio's
             if not flight.stage:
                 raise
         finally:

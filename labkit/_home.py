@@ -7,17 +7,16 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, thread
 from contextlib import AbstractAsyncContextManager, suppress
-from contextvars import ContextVar
+from contextvars import Context, ContextVar, copy_context
 from queue import SimpleQueue
 from time import monotonic
 from typing import Any
 
 from labkit._text import duration, say
-from labkit._threads import Stopped, at_task, at_thread, stop, workers
+from labkit._threads import Stopped, at_task, at_thread, immortal, stop, value, workers
 from labkit.errors import RequestTimeout
 
 GRACE = 0.25  # seconds that each means of stopping has to take effect before the next stronger one
-_abandoned: list[Any] = []  # kept for good: to collect half a lifespan is to run its end, under the new one's feet
 
 current: ContextVar[Flight | None] = ContextVar("labkit_flight", default=None)
 
@@ -57,10 +56,13 @@ class Flight:
 
 
 class _Threads(ThreadPoolExecutor):
-    """For ``asyncio.to_thread`` of the application: a thread that never returns must not hold up the exit."""
+    """For ``asyncio.to_thread`` and ``run_in_executor`` of the application.
+
+    Works in the context of who asks, so that its SQL counts; a thread that never returns does not hold up the exit.
+    """
 
     def submit(self, *args: Any, **options: Any) -> Any:
-        future = super().submit(*args, **options)
+        future = super().submit(copy_context().run, *args, **options)
         for worker in self._threads:
             getattr(thread, "_threads_queues", {}).pop(worker, None)
         return future
@@ -73,7 +75,7 @@ class Home:
         started: gets None once the context is entered, or the exception that it raised.
         ending: what the end of the context raised.
         lost: whether the thread was given up.
-        left: what could not be stopped in its worker thread.
+        left: what could be stopped neither in its worker thread nor in its task.
     """
 
     def __init__(self, setup: Callable[[set[Flight]], AbstractAsyncContextManager[Any]]) -> None:
@@ -111,17 +113,17 @@ class Home:
             with suppress(SystemExit, KeyboardInterrupt, Stopped, RuntimeError, asyncio.CancelledError):
                 self.loop.run_until_complete(main)  # an endpoint's sys.exit() comes out here
         left = asyncio.all_tasks(self.loop)
-        if self.lost:
-            _abandoned.append((main, left))
-        else:
+        if not self.lost:
             for task in left:
                 task.cancel()
             with suppress(BaseException):
                 if left:
                     self.loop.run_until_complete(asyncio.wait(left, timeout=GRACE))
                 self.loop.run_until_complete(self.loop.shutdown_asyncgens())
-        for task in left:
-            task._log_destroy_pending = False  # type: ignore[attr-defined]  # it was us, on purpose
+        # To collect half a lifespan is to run its end, under the new one's feet: what is not over is never freed.
+        for task in (main, *left):
+            if not task.done():
+                immortal(task)
         self._threads.shutdown(wait=False, cancel_futures=True)
         self.loop.close()
 
@@ -148,6 +150,12 @@ class Home:
         busy = at_thread(self.thread.ident or 0)
         return busy or next(filter(None, map(at_task, asyncio.all_tasks(self.loop))), "")
 
+    def _place(self, flight: Flight) -> str:
+        """The user's line that a flight waits in: in a task that it started rather than in its own."""
+        begun = [task for task in asyncio.all_tasks(self.loop) if value(task, current) is flight]
+        begun.sort(key=lambda task: task is flight.task)
+        return next(filter(None, map(at_task, begun)), "")
+
     def leave(self, within: float) -> bool:
         """End the context and the thread; whether both did in time. From inside it only asks."""
         self.post(self._leave.set)
@@ -164,27 +172,32 @@ class Home:
     @property
     def tainted(self) -> bool:
         """Whether something that was given up still runs."""
-        left: list[Flight | None] = [*self.left]
-        if left and not workers(lambda context: context.get(current) in left):
-            self.left.clear()
+        self.left = [flight for flight in self.left if self._runs(flight)]
         return bool(self.left) or (self.lost and self.thread.is_alive())
+
+    def _runs(self, flight: Flight) -> bool:
+        waits = flight.task is not None and not flight.task.done() and self.thread.is_alive()
+        return waits or bool(workers(lambda context: context.get(current) is flight))
 
     def press(self, flight: Flight) -> None:
         """Use the next means to stop a flight that is over its limit: SQL, worker, task, loop."""
         flight.stage += 1
         flight.pressed = monotonic()
-        threads = workers(lambda context: context.get(current) is flight)
+
+        def mine(context: Context) -> bool:
+            return context.get(current) is flight
+
+        threads = workers(mine)
         if flight.stage == 1:
             busy = next(filter(None, map(at_thread, threads)), "")
-            flight.place = busy or at_thread(self.thread.ident or 0) or (at_task(flight.task) if flight.task else "")
+            flight.place = busy or at_thread(self.thread.ident or 0) or self._place(flight)
             if flight.interrupt():
                 return
             flight.stage = 2
         if flight.stage == 2:
-            if threads:
-                flight.ending = "stopped"
-            for worker in threads:
+            for worker in (threads := workers(mine)):  # anew: it may have come back meanwhile
                 stop(worker)
+                flight.ending = "stopped"
             if not threads:
                 self.post(flight.cancel, self)
         elif flight.stage == 3:
@@ -198,3 +211,6 @@ class Home:
                 if not self.answers():
                     flight.ending = "replaced"
                     self.abandon()
+        elif flight.stage == 4 and flight not in self.left:
+            flight.ending = "uncancelled"
+            self.left.append(flight)

@@ -6,13 +6,14 @@ import ctypes
 import gc
 import sys
 from collections.abc import Callable
-from contextvars import Context
+from contextvars import Context, ContextVar
 from types import FrameType
 from typing import Any
 
 from labkit._frames import is_user_frame, place, user_site
 
 _WRAPPERS = ("async_generator_asend", "async_generator_athrow", "coroutine_wrapper")
+_REPORTING = ("asyncio.base_events", "queue")  # what a thread of anyio's calls between two jobs
 
 
 class Stopped(BaseException):
@@ -27,19 +28,41 @@ def stop(thread: int) -> None:
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(Stopped))
 
 
+def immortal(task: Any) -> None:
+    """Keep a task and its coroutine for good, past the interpreter's own end.
+
+    To collect a coroutine is to run its ``finally`` and ``except`` blocks: in another thread, without its loop,
+    and forever if they catch everything. A list of a module would be cleared at the exit, a reference is not.
+    """
+    for thing in (task, task.get_coro()):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+
+
 def workers(mine: Callable[[Context], bool]) -> list[int]:
-    """The threads of anyio's pool (where plain ``def`` endpoints run) that work in a context of ``mine``."""
+    """The threads of anyio's pool (where plain ``def`` endpoints run) that work in a context of ``mine``.
+
+    One that is done and reports so is none of them: an exception thrown in there would end the thread.
+    """
     found = []
     for thread, frame in sys._current_frames().items():
         here: FrameType | None = frame
+        inner: FrameType | None = None
         while here is not None:
             if here.f_code.co_qualname == "WorkerThread.run":
                 context = here.f_locals.get("context")
-                if isinstance(context, Context) and mine(context):
+                module = inner.f_globals.get("__name__", "") if inner is not None else ""
+                if isinstance(context, Context) and mine(context) and module not in _REPORTING:
                     found.append(thread)
                 break
-            here = here.f_back
+            inner, here = here, here.f_back
     return found
+
+
+def value(task: Any, variable: ContextVar[Any]) -> Any:
+    """What a context variable holds for a task of any thread; None if nothing."""
+    if hasattr(task, "get_context"):  # Python >= 3.12
+        return task.get_context().get(variable)
+    return next((c.get(variable) for c in gc.get_referents(task) if isinstance(c, Context)), None)
 
 
 def at_thread(thread: int) -> str:
@@ -55,6 +78,8 @@ def at_task(task: Any) -> str:
         frame = _first(step, "cr_frame", "ag_frame", "gi_frame")
         if frame is not None and is_user_frame(frame.f_code.co_filename, frame.f_globals.get("__name__")):
             found = place(frame)
+        elif frame is not None and frame.f_code.co_qualname.endswith("__call__.<locals>.call_next"):
+            found = ""  # a middleware of Starlette's: the rest of the application has a task of its own
         if type(step).__name__ in _WRAPPERS:  # these do not say what they wrap, the garbage collector does
             step = next((t for t in gc.get_referents(step) if hasattr(t, "ag_frame") or hasattr(t, "cr_frame")), None)
         else:

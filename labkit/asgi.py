@@ -34,6 +34,7 @@ _CLIENT, _SERVER = ("127.0.0.1", 50000), ("127.0.0.1", 80)
 _HEADERS: RawHeaders = ((b"host", b"localhost"), (b"accept", b"*/*"), (b"user-agent", b"labkit"))
 _SAFE = "/%:@!$&'()*+,;=~?-._[]"
 _NOTHING: Any = object()
+_ANSWERED = (Exception, SystemExit, KeyboardInterrupt)
 
 
 def _address(path: str, params: Params | None) -> tuple[str, bytes, bytes]:
@@ -150,7 +151,11 @@ async def call(
     start = perf_counter()
     try:
         await app(scope, receive, send)
-    except (Exception, SystemExit, KeyboardInterrupt) as raised:
+    except (*_ANSWERED, BaseExceptionGroup) as raised:
+        if isinstance(raised, BaseExceptionGroup):  # of a task group's, as middleware uses them
+            if raised.split(_ANSWERED)[1] is not None:
+                raise  # somebody stops the request
+            raised = raised.subgroup(_ANSWERED[1:]) or raised
         error = explain(raised)  # an endpoint's sys.exit() as well: it asks this process, which is not its own
         finish = finish or perf_counter()
     else:

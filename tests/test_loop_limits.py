@@ -56,10 +56,11 @@ def test_what_will_not_be_cancelled_is_left(loop: LoopThread, context: Context) 
             with suppress(asyncio.CancelledError):
                 await asyncio.sleep(0.05)
 
-    with pytest.raises(RequestTimeout):
+    with pytest.raises(RequestTimeout, match=r"no se deja cancelar en .*test_loop_limits.py:\d+"):
         loop.run(stubborn, LIMIT, "GET /x")
-    assert loop.run(answer) == 42 and context.steps == ["in"]
+    assert loop.run(answer) == 42 and context.steps == ["in"] and loop.tainted
     release.set()
+    until(lambda: not loop.tainted)
 
 
 def test_a_loop_that_spins_is_freed_and_kept(loop: LoopThread, context: Context) -> None:
