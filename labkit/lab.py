@@ -55,8 +55,7 @@ class Lab:
         work: folder for the data of the servers started here; None for a temporary one.
 
     Raises:
-        AppError: if the application cannot be imported, prepared or started; says where. Also if it is an
-            object that leaves no place empty for the server or the address that is asked for here.
+        AppError: if the application cannot be imported, prepared or started, or leaves no place empty for a server.
         ServiceError: if a server cannot be started.
     """
 
@@ -84,7 +83,7 @@ class Lab:
                 supplies.announce(database_url, redis, postgres)
                 self.app: ASGIApp = asgi.load_app(app)
             else:
-                self.app = _apps.check_app(app, type(app).__name__)
+                self.app = _apps.check_app(app, getattr(app, "__name__", repr(app)))
             supplies.give(self.app, database_url, redis, postgres)
             self._supplies = supplies
             self._routes = Keeper(self.app)
@@ -142,7 +141,7 @@ class Lab:
             timeout: seconds for the whole; None for no limit but that of each request.
         """
         self._routes.refresh()
-        return self._loop.run(lambda: work(self._client), timeout, getattr(work, "__name__", "run"))
+        return self._loop.run(lambda: self._client.work(work), timeout, getattr(work, "__name__", "run"))
 
     # Measurements
 
@@ -200,10 +199,13 @@ class Lab:
         return self.run(lambda client: load(client, path, **options))
 
     def explain(self, statement: Any, parameters: Any = None) -> Plan:
-        """How the application's database finds the rows of a statement: by scan or by index."""
-        from labkit.profiling.plans import explain
+        """How the database (of a recorded statement: the one that ran it) finds the rows: by scan or by index."""
+        from labkit.profiling.plans import explain, explain_async
 
-        return explain(self.engine, statement, parameters)
+        engine = getattr(statement, "database", None) or self.engine
+        if getattr(getattr(engine, "dialect", None), "is_async", False):
+            return self.run(lambda client: explain_async(engine, statement, parameters))
+        return explain(engine, statement, parameters)
 
     def sample(self, path: str, seconds: float = 3.0) -> SampleReport:
         """Where time goes while uvicorn serves the application under load, seen from outside by py-spy."""
@@ -246,10 +248,8 @@ class Lab:
         """The database's address, password included; None if the application never told."""
         state = getattr(self.app, "state", None)
         engine = getattr(state, "engine", None)
-        given = getattr(state, "database_url", None)
-        if engine is not None:
-            return str(engine.url.render_as_string(hide_password=False))
-        return given or self._supplies.environment.get("DATABASE_URL")
+        given = getattr(state, "database_url", None) or self._supplies.environment.get("DATABASE_URL")
+        return given if engine is None else engine.url.render_as_string(hide_password=False)
 
     @property
     def redis(self) -> RedisServer | None:

@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
+from sqlalchemy import create_engine, text
+from sqlalchemy.ext.asyncio import create_async_engine
 
 import labkit
 from labkit import Lab
@@ -215,6 +218,36 @@ def test_a_plan_is_explained(blog: Lab) -> None:
     assert plan.text and "sqlite" in str(blog.database_url) and blog.engine.dialect.name == "sqlite"
 
 
+@pytest.mark.parametrize("driver", ["sqlite", "sqlite+aiosqlite"])
+def test_a_statement_of_a_report_is_explained_wherever_it_ran(driver: str, tmp_path: Path) -> None:
+    app, url = FastAPI(), f"{driver}:///{tmp_path / 'shop.sqlite3'}"
+    if driver == "sqlite":
+        engine = create_engine(url)
+
+        @app.get("/one")
+        def one() -> Any:
+            with engine.connect() as connection:
+                return connection.scalar(text("SELECT name FROM sqlite_master WHERE name = :n"), {"n": "x"})
+
+    else:
+        other = create_async_engine(url)
+
+        @app.get("/one")
+        async def one_async() -> Any:
+            async with other.connect() as connection:
+                return await connection.scalar(text("SELECT name FROM sqlite_master WHERE name = :n"), {"n": "x"})
+
+        app.router.add_event_handler("shutdown", other.dispose)
+    with Lab(app) as lab:
+        (statement,) = lab.queries("/one").statements
+        assert "sqlite_master" in lab.explain(statement).text
+        with pytest.raises(MeasurementError, match=r"app\.state\.engine"):
+            lab.explain("SELECT 1")
+        if driver != "sqlite":
+            app.state.engine = other
+            assert "CONSTANT" in lab.explain("SELECT 1").text
+
+
 # The package
 
 
@@ -235,7 +268,7 @@ def test_the_package_names_what_it_has() -> None:
 def test_in_ipython_an_error_is_the_learners_own_lines_and_the_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     from IPython.core.interactiveshell import InteractiveShell
 
-    shell = InteractiveShell.instance()
+    shell: Any = InteractiveShell.instance()
     try:
         with Lab(plain()) as shell.user_ns["lab"]:
             shell.run_cell("def ask():\n    return lab.queries('/asinc')", store_history=True)

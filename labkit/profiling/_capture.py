@@ -40,7 +40,7 @@ class Statement:
     RETURNING of many rows). ``many`` marks an executemany, which is one statement. ``values`` are the
     parameters as the driver got them (the first row of an executemany), ``parameters`` the same, shortened.
     ``path`` identifies the calls in the user's code that led here; ``origin`` is what SQLAlchemy compiled and
-    whether the access to an attribute asked for it.
+    whether the access to an attribute asked for it; ``database`` is the engine that ran it.
     """
 
     sql: str
@@ -55,6 +55,7 @@ class Statement:
     values: Any = field(default=(), repr=False)
     path: frozenset[tuple[int, int]] = field(default=frozenset(), repr=False)
     origin: tuple[Any, bool] = field(default=(None, False), repr=False, compare=False)
+    database: Engine | None = field(default=None, repr=False, compare=False)
 
 
 class Shot:
@@ -237,6 +238,7 @@ def statement(shot: Shot, began: float) -> Statement:
         values=shot.values,
         path=frozenset((id(own), last) for own, last in shot.stack),
         origin=(shot.compiled, shot.lazy),
+        database=shot.engine,
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.util import greenlet_spawn
 
 from labkit._html import Safe, card, code, join, tag
 from labkit._text import duration, say
@@ -122,6 +123,11 @@ def explain(database: Engine | Connection, statement: Any, parameters: Any = Non
             analyze = getattr(statement, "is_select", False) or not _WRITES.search(sql)
         command = f"EXPLAIN ({'ANALYZE, BUFFERS, ' if analyze else ''}FORMAT JSON)"
         return _postgres_plan(*_ask(connection, command, statement, parameters))
+
+
+async def explain_async(engine: Any, statement: Any, parameters: Any = None) -> Plan:
+    """`explain` for an engine whose driver is asynchronous; to be awaited in the loop that uses it."""
+    return await greenlet_spawn(explain, getattr(engine, "sync_engine", engine), statement, parameters)
 
 
 def activity(database: Engine | Connection) -> pd.DataFrame:
