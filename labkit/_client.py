@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from labkit import asgi
 from labkit._frames import describe
@@ -17,6 +17,8 @@ from labkit.errors import RequestError
 from labkit.faults import Request, RoundTrip
 
 SHOWN = 300  # characters of a refusal's body: what FastAPI found wrong with the request
+T = TypeVar("T")
+
 OPTIONS = ("params", "headers", "json", "body", "cookies")
 
 
@@ -48,6 +50,17 @@ class Client:
         if unknown := options.keys() - set(OPTIONS):
             names, known = ", ".join(sorted(unknown)), ", ".join((*OPTIONS, *more))
             raise RequestError(say("core.bad_option", names=names, known=known))
+
+    async def work(self, make: Callable[[Client], Coroutine[Any, Any, T]]) -> T:
+        """Do a job of the user's own.
+
+        Raises:
+            RequestError: if it is nothing to wait for.
+        """
+        job = make(self)
+        if not isinstance(job, Awaitable):
+            raise RequestError(say("core.bad_work", value=repr(job)))
+        return await job
 
     async def measured(self, method: str, path: str, **options: Any) -> Reply:
         """A request that is worth measuring.

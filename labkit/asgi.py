@@ -39,12 +39,15 @@ _ANSWERED = (Exception, SystemExit, KeyboardInterrupt)
 
 def _address(path: str, params: Params | None) -> tuple[str, bytes, bytes]:
     """The decoded path, the path as sent, and the query string."""
-    if not path.startswith("/"):
+    if not isinstance(path, str) or not path.startswith("/"):
         raise RequestError(say("core.bad_path", path=path))
     path, _, query = path.partition("#")[0].partition("?")
     if params:
-        pairs = params.items() if isinstance(params, Mapping) else params
-        plain = [(key, str(value).lower() if isinstance(value, bool) else value) for key, value in pairs]
+        try:
+            pairs = params.items() if isinstance(params, Mapping) else params
+            plain = [(key, str(value).lower() if isinstance(value, bool) else value) for key, value in pairs]
+        except (TypeError, ValueError):
+            raise RequestError(say("core.bad_pairs", name="params", value=repr(params))) from None
         query = "&".join(filter(None, (query, urlencode(plain, doseq=True))))
     if "%" not in path and path.isascii() and " " not in path:
         return path, path.encode(), query.encode() if query.isascii() else quote(query, _SAFE).encode()
@@ -58,15 +61,26 @@ def _content(
     """The request's headers and body; a header that is given replaces ours."""
     extra: dict[bytes, bytes] = {}
     if json is not _NOTHING:
-        body = _json.dumps(json, ensure_ascii=False, separators=(",", ":"))
+        try:
+            body = _json.dumps(json, ensure_ascii=False, separators=(",", ":"))
+        except (TypeError, ValueError) as error:
+            raise RequestError(say("core.bad_json", value=repr(json), reason=error)) from None
         extra[b"content-type"] = b"application/json"
+    if not isinstance(body, str | bytes | bytearray | memoryview):
+        raise RequestError(say("core.bad_body", value=repr(body)))
+    for option, given in (("headers", headers), ("cookies", cookies)):
+        if given is not None and not isinstance(given, Mapping):
+            raise RequestError(say("core.bad_pairs", name=option, value=repr(given)))
     data = body.encode() if isinstance(body, str) else bytes(body)
     if data:
         extra[b"content-length"] = b"%d" % len(data)
     if cookies:
         extra[b"cookie"] = "; ".join(f"{name}={value}" for name, value in cookies.items()).encode()
     for name, value in (headers or {}).items():
-        extra[name.lower().encode("latin-1")] = str(value).encode("latin-1")
+        try:
+            extra[name.lower().encode("latin-1")] = str(value).encode("latin-1")
+        except (AttributeError, UnicodeEncodeError):
+            raise RequestError(say("core.bad_header", name=repr(name), value=repr(value))) from None
     return [*((key, value) for key, value in _HEADERS if key not in extra), *extra.items()], data
 
 
@@ -94,7 +108,7 @@ async def call(
         explain: makes ``Reply.error`` of what the application raised.
 
     Raises:
-        RequestError: if the path does not begin with a slash.
+        RequestError: if the path does not begin with a slash, or an option cannot be sent.
     """
     if headers is None and cookies is None and json is _NOTHING and not body:
         raw_headers, data = [*_HEADERS], b""

@@ -9,14 +9,17 @@ them to its time limit.
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from contextlib import suppress
 from functools import cache
+from types import FrameType
 from typing import Any
 
+from labkit._frames import user_site
 from labkit._home import Flight, current
 from labkit._text import number, say
-from labkit.errors import MeasurementError
+from labkit.errors import MeasurementError, RequestTimeout
 
 SQLITE_MS = 0.5  # a round trip within a data centre
 _OWNER = "labkit_flight"
@@ -89,6 +92,15 @@ class Request(Flight):
         """How many statements it has run."""
         return self._count
 
+    def late(self) -> RequestTimeout:
+        """Note that a statement was about to begin past the limit; the sentence that is raised in its place."""
+        self.ending = "statement"
+        if not self.stage:
+            self.stage, self.pressed = 1, time.monotonic()
+            site = user_site(sys._getframe()) or user_site(_waiting())
+            self.place = site.place if site else ""
+        return self.timeout()
+
     def interrupt(self) -> bool:
         """Stop its statements, wherever they run; whether one was running."""
         if running := bool(self.statement):
@@ -98,6 +110,13 @@ class Request(Flight):
                 with suppress(Exception):
                     _interrupt(driver)
         return running
+
+
+def _waiting() -> FrameType | None:
+    """The frame that waits for this one: an async engine runs in a greenlet of its own."""
+    greenlet = sys.modules.get("greenlet")
+    outer = greenlet.getcurrent().parent if greenlet is not None else None
+    return outer.gr_frame if outer is not None else None
 
 
 def _interrupt(driver: Any) -> None:
@@ -115,8 +134,7 @@ def _before(connection: Any, cursor: Any, statement: str, values: Any, context: 
     assert isinstance(flight, Request)
     flight._count += 1
     if time.monotonic() > flight.deadline:
-        flight.ending = "statement"
-        raise flight.timeout()
+        raise flight.late()
     info, dialect = connection.info, connection.dialect
     if info.get(_OWNER) is not flight:
         info[_OWNER] = flight
