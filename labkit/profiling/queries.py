@@ -69,6 +69,8 @@ class QueryRecorder:
 def record() -> Iterator[QueryRecorder]:
     """Record the statements of this context; tasks and threadpool workers started inside count as well.
 
+    Threads of a ThreadPoolExecutor of your own do not count: they work outside of the request's context.
+
     Recordings may be nested; each gets every statement. It costs a few microseconds a statement.
     """
     recorder = QueryRecorder()
