@@ -78,6 +78,14 @@ PROMISES = {
         "    b = sorted(lab.get(after).elapsed for _ in range(20))\n"
         "    return 1 - b[15] / a[5]",
     ),
+    "blocks by turns": (
+        "improvement_blocks",
+        "a, b = [], []\n"
+        "    for _ in range(4):\n"
+        "        a += [lab.get(before).elapsed for _ in range(5)]\n"
+        "        b += [lab.get(after).elapsed for _ in range(5)]\n"
+        "    return 1 - sorted(b)[15] / sorted(a)[5]",
+    ),
     "two loads": (
         "improvement_blocks",
         "a, b = lab.load(before, requests=50), lab.load(after, requests=50)\n"
