@@ -52,9 +52,7 @@ def server(start: Start) -> redis.RedisServer:
 
 
 def connect(url: str, timeout: float = 5.0) -> client.Redis:
-    return client.Redis.from_url(
-        url, socket_timeout=timeout, retry=Retry(NoBackoff(), 0), decode_responses=True
-    )
+    return client.Redis.from_url(url, socket_timeout=timeout, retry=Retry(NoBackoff(), 0), decode_responses=True)
 
 
 def get(url: str, key: str, timeout: float = 5.0) -> str | None:
@@ -164,9 +162,7 @@ def test_nothing_is_left_of_twenty_servers(start: Start) -> None:
 @real_only
 def test_it_listens_on_loopback_only_and_saves_nothing() -> None:
     with redis.start() as server:
-        listening = [
-            c.laddr for c in psutil.Process(server.pid).net_connections("inet") if c.status == "LISTEN"
-        ]
+        listening = [c.laddr for c in psutil.Process(server.pid).net_connections("inet") if c.status == "LISTEN"]
         assert listening == [("127.0.0.1", server.port)]
         assert server.socket is not None
         assert server.socket.stat().st_mode & 0o777 == 0o700
@@ -227,9 +223,7 @@ def test_a_server_that_does_not_start_is_named_with_its_last_line(
     binary.chmod(0o755)
     monkeypatch.setattr(redis, "_SECONDS", 0.3)
     homes: list[Path] = []
-    monkeypatch.setattr(
-        redis.folders, "temporary", lambda make=folders.temporary: homes.append(make()) or homes[-1]
-    )
+    monkeypatch.setattr(redis.folders, "temporary", lambda make=folders.temporary: homes.append(make()) or homes[-1])
     with pytest.raises(ServiceError, match=says):
         redis.Valkey(binary, None, appendonly=False)
     binary.chmod(0o644)
@@ -262,9 +256,7 @@ def test_a_wheel_without_its_server_is_named(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("language", ["es", "en"])
-def test_without_the_wheel_fakeredis_stands_in_and_says_so(
-    language: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_wheel_fakeredis_stands_in_and_says_so(language: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LABKIT_FAKE_REDIS", raising=False)
     monkeypatch.setattr(settings, "_chosen", language)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)

@@ -266,9 +266,7 @@ def test_what_never_answers_is_named_with_its_last_line(tmp_path: Path) -> None:
 
 def test_what_ends_instead_of_answering_is_named_with_its_last_line(tmp_path: Path) -> None:
     with (
-        watchdog.spawn(
-            ["/bin/sh", "-c", "echo FATAL: no; echo bye; kill -9 $$"], log=tmp_path / "l"
-        ) as process,
+        watchdog.spawn(["/bin/sh", "-c", "echo FATAL: no; echo bye; kill -9 $$"], log=tmp_path / "l") as process,
         pytest.raises(ServiceError, match=r"SIGKILL.*FATAL: no"),
     ):
         process.until(lambda: False)

@@ -179,8 +179,8 @@ display(lab.profile("/performance/slow-endpoint").plot(), lab.lines("/performanc
 # Dificultad: media · Importancia: alta · **6 minutos**
 #
 # Un N+1 es la misma consulta, desde la misma línea, una vez por fila. Esta función busca consultas repetidas y no
-# encuentra ninguna. ¿Qué las hace parecer distintas? Corrígela: debe devolver, para cada línea (`s.site`), cuántas veces
-# corrió la consulta que se repite.
+# encuentra ninguna. ¿Qué las hace parecer distintas? Corrígela: debe devolver, para cada línea (`s.site`), cuántas
+# veces corrió la consulta que se repite.
 
 
 # %% name="nplus1" tags=["exercise"] exercise="1.2" file="profiling/profiler.py" minutes=6
