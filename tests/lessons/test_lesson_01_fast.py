@@ -247,7 +247,7 @@ def test_time_counts_only_where_it_is_clear(
 
 
 def test_an_endpoint_that_hangs_ends_with_a_sentence(data: Path) -> None:
-    with Lab(create_app(data_folder=data), redis=False, latency=0, time_limit=2) as lab:
+    with Lab(create_app(data_folder=data), redis=False, latency=0, time_limit=6) as lab:
         notebook = profiling(lab)
         judged = notebook.check("1.3", HEAD + "    while True:\n        time.sleep(0.01)\n")
         assert judged.card.verdict == "error" and judged.key != "course.too_long", "the request is ended first"
