@@ -224,7 +224,8 @@ display(no_sleep.plot(), lesson.actual("2", ratio=no_sleep.ratio, queries=no_sle
 # Dificultad: alta · Importancia: alta · **11 minutos**
 #
 # Así lo escribe casi todo el mundo: dos consultas y mucho más rápido. Pero responde otra cosa. Corrígelo: **el mismo
-# cuerpo** que el lento, en 3 consultas o menos. La comprobación usa también datos que no ves.
+# cuerpo** que el lento, en 3 consultas o menos, sin traer tablas enteras para filtrarlas en Python. La comprobación usa
+# también datos que no ves.
 
 
 # %% name="fast-endpoint" tags=["exercise"] exercise="1.3" file="profiling/performance_test.py" minutes=11
