@@ -21,7 +21,7 @@ from labkit.services import postgres
 
 FOREVER = text("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n")
 ENDLESS_ROWS = text("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i FROM n) SELECT i FROM n WHERE i > 1")
-LIMIT = 0.2
+LIMIT = 0.5
 
 
 @pytest.fixture
@@ -165,7 +165,7 @@ def test_a_statement_of_sqlite_is_interrupted(engine: Engine, path: str, stateme
     with Lab(app_of(engine, statement), time_limit=LIMIT) as lab:
         assert lab.get("/ok").json == 42
         home = lab._loop._home
-        with pytest.raises(RequestTimeout, match=f"GET {path} no terminó en 200 ms"):
+        with pytest.raises(RequestTimeout, match=f"GET {path} no terminó en 500 ms"):
             lab.get(path)
         assert lab.get("/ok").json == 42
         assert lab._loop._home is home and not lab.tainted  # the loop was kept
@@ -179,7 +179,7 @@ def test_it_is_said_that_it_was_a_statement(engine: Engine) -> None:
 
 def test_a_statement_of_aiosqlite_is_interrupted(tmp_path: Path) -> None:
     engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'a.sqlite3'}")
-    with Lab(async_app(engine), time_limit=LIMIT) as lab:
+    with Lab(async_app(engine), time_limit=2) as lab:  # aiosqlite's thread must have begun on a busy machine as well
         with pytest.raises(RequestTimeout, match="consulta SQL"):
             lab.get("/forever")
         assert lab.get("/ask").json == 1

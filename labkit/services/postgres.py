@@ -101,8 +101,7 @@ class PostgresServer(Server):
         words = f"-U {_USER} -E UTF8 --locale=C --locale-provider=builtin --builtin-locale=C.UTF-8 --no-sync"
         words += " --auth-local=trust --auth-host=scram-sha-256 --no-instructions"
         self._run("initdb", "-D", str(draft), *words.split())
-        self._process.until(lambda: not self._process.alive, seconds=60.0)
-        if self._process.poll() != 0:
+        if self._process.wait(seconds=60.0) != 0:
             raise ServiceError(say("services.initdb", folder=self._data.parent, line=self._process.last_line()))
         draft.rename(self._data)
 

@@ -168,9 +168,23 @@ class Process:
         deadline = time.monotonic() + seconds
         while not ready():
             self.check()
-            if time.monotonic() > deadline:
-                raise ServiceError(say("services.silent", name=self.name, seconds=seconds, line=self.last_line()))
-            time.sleep(0.002)
+            self._pause(deadline, seconds)
+
+    def wait(self, seconds: float) -> int:
+        """Wait until the child ends by itself; its exit code.
+
+        Raises:
+            ServiceError: after ``seconds``; it names the log's last line.
+        """
+        deadline = time.monotonic() + seconds
+        while (code := self.poll()) is None:
+            self._pause(deadline, seconds)
+        return code
+
+    def _pause(self, deadline: float, seconds: float) -> None:
+        if time.monotonic() > deadline:
+            raise ServiceError(say("services.silent", name=self.name, seconds=seconds, line=self.last_line()))
+        time.sleep(0.002)
 
     def check(self) -> None:
         """Raise a ``ServiceError`` that names the log's last line unless the child runs."""
