@@ -37,6 +37,10 @@ class MeasurementError(LabkitError):
     """Something cannot be measured: the argument is unusable or the system forbids it."""
 
 
+class CacheError(LabkitError):
+    """The cache cannot be used this way: an argument that makes no key, a value that would not come back as it was."""
+
+
 class CourseError(LabkitError):
     """A lesson was used wrongly: unknown exercise, lesson or language, a source that does not build."""
 
