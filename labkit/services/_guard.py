@@ -69,6 +69,12 @@ def gone(row: Row) -> bool:
     return now is None or now[3] in _DEAD or now[4] != row[4]
 
 
+def stopped(pid: int) -> bool:
+    """Whether the process is there and stopped."""
+    now = look(pid)
+    return now is not None and now[3] in _STOPPED
+
+
 def send(row: Row, number: int) -> None:
     """Send a signal to that very process, if it is still there."""
     if not gone(row):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 from fakeredis import TcpFakeServer
@@ -39,6 +40,17 @@ class FakeRedis(RedisServer):
     @property
     def alive(self) -> bool:
         return self._server is not None
+
+    @property
+    def frozen(self) -> bool:
+        return self._server is not None and not self._server.moving.is_set()
+
+    @property
+    def delay(self) -> float:
+        return self._server.delay if self._server is not None else 0.0
+
+    def slow(self, ms: float) -> None:
+        self._running().delay = ms
 
     def freeze(self) -> None:
         self._running().moving.clear()
@@ -85,6 +97,7 @@ class _Server(TcpFakeServer):
         self.daemon_threads = True
         self.moving = threading.Event()
         self.moving.set()
+        self.delay = 0.0
         self.ended = False
         self.RequestHandlerClass = _held_back(self.RequestHandlerClass)
         threading.Thread(target=self.serve_forever, args=(0.02,), name="labkit-fakeredis", daemon=True).start()
@@ -107,7 +120,10 @@ class _Gate:
 
     def readline(self) -> bytes:
         self._server.moving.wait()
-        return b"" if self._server.ended else self._file.readline()
+        line: bytes = b"" if self._server.ended else self._file.readline()
+        if line.startswith(b"*"):  # a command begins
+            time.sleep(self._server.delay / 1000)
+        return line
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)

@@ -9,12 +9,14 @@ from __future__ import annotations
 import importlib.util
 import signal
 import socket
+from abc import abstractmethod
 from pathlib import Path
 
 from labkit import settings
 from labkit._text import say
 from labkit.errors import ServiceError
 from labkit.services import folders, ports
+from labkit.services.detour import Detour
 from labkit.services.server import Server
 from labkit.services.watchdog import Process
 
@@ -38,6 +40,24 @@ class RedisServer(Server):
     def url(self) -> str:
         """The address for any client: ``redis://127.0.0.1:<port>/0``."""
         return f"redis://{ports.HOST}:{self.port}/0"
+
+    @property
+    @abstractmethod
+    def delay(self) -> float:
+        """Milliseconds that each command is held back; 0 unless ``slow`` was called."""
+
+    @abstractmethod
+    def slow(self, ms: float) -> None:
+        """Hold each command back, whoever sends it; 0 ends that. So does ``kill``.
+
+        Every connection is closed once as it begins and as it ends, since its way changes (see ``detour``).
+
+        Args:
+            ms: milliseconds on top of what a command takes.
+
+        Raises:
+            ServiceError: if the server does not run or is frozen.
+        """
 
     @property
     def socket_url(self) -> str:
@@ -72,6 +92,7 @@ class Valkey(RedisServer):
         self.socket = home / "s"
         self._appendonly = appendonly
         self._binary, self._data = binary, data or home
+        self._detour: Detour | None = None
         self._process = Process(
             "Valkey",
             log=home / "log",
@@ -84,6 +105,37 @@ class Valkey(RedisServer):
         except BaseException:
             self.stop()
             raise
+
+    @property
+    def delay(self) -> float:
+        return self._detour.ms if self._detour else 0.0
+
+    def slow(self, ms: float) -> None:
+        if self._detour and ms:
+            self._detour.ms = ms
+        elif ms:
+            self._process.check()
+            assert self.socket is not None
+            self._detour = Detour(self.port, self.socket, ms)
+        else:
+            self._straighten()
+
+    def _straighten(self) -> None:
+        if self._detour:
+            self._detour.end(self.alive)
+            self._detour = None
+
+    def kill(self) -> None:
+        super().kill()
+        self._straighten()
+
+    def restart(self) -> None:
+        self.kill()
+        super().restart()
+
+    def stop(self) -> None:
+        super().stop()
+        self._straighten()
 
     def _start(self, port: int) -> None:
         self.port = port

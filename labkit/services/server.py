@@ -33,6 +33,11 @@ class Server(ABC):
         """Whether the server runs, frozen or not."""
         return self._process.alive
 
+    @property
+    def frozen(self) -> bool:
+        """Whether the server runs and stands still."""
+        return self._process.frozen
+
     def freeze(self) -> None:
         """Stop the server and its processes (SIGSTOP): connections stay open and nothing answers.
 

@@ -159,6 +159,11 @@ class Process:
         """Whether the child runs, frozen or not."""
         return self.poll() is None
 
+    @property
+    def frozen(self) -> bool:
+        """Whether the child stands still, by ``freeze`` or by anybody's SIGSTOP."""
+        return self.alive and _guard.stopped(self.pid)
+
     def until(self, ready: Callable[[], bool], seconds: float = 15.0) -> None:
         """Wait until ``ready()`` is true.
 
