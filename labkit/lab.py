@@ -18,13 +18,15 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from labkit import _apps, _supplies, asgi, faults
+from labkit import _apps, _outages, _supplies, asgi, faults
 from labkit._client import Client
 from labkit._loop import LoopThread
 from labkit._routes import Keeper
 from labkit._text import say
+from labkit._verbs import Verbs
 from labkit.asgi import ASGIApp, Reply
 from labkit.errors import LabkitError, MeasurementError, RequestError
+from labkit.switchboard import Switchboard
 
 if TYPE_CHECKING:
     from labkit.comparison import Comparison
@@ -41,7 +43,7 @@ T = TypeVar("T")
 Tool = Callable[[Callable[[], Awaitable[Reply]]], Awaitable[T]]
 
 
-class Lab:
+class Lab(Verbs):
     """Runs an ASGI application and measures it. A context manager; closed at the latest at the exit.
 
     Args:
@@ -92,6 +94,9 @@ class Lab:
             self._loop = LoopThread(self._client.live, limit=time_limit)
             opened.callback(self._loop.close)
             self._loop.start()
+            self._outages = _outages.Outages(lambda: supplies.redis)
+            self._switchboard = Switchboard(self._outages, self.app)
+            opened.callback(self._outages.close)  # before the application's end, which may ask Redis
             self._opened = opened.pop_all()
         self._finalizer = weakref.finalize(self, _quietly, self._opened.close)
         self._finalizer.atexit = False  # loop and servers have nets of their own there, in less time
@@ -112,26 +117,6 @@ class Lab:
         self._client.check(options)
         self._routes.refresh()
         return self._loop.run(lambda: self._client.call(method, path, **options), None, f"{method} {path}")
-
-    def get(self, path: str, **options: Any) -> Reply:
-        """GET; see ``request``."""
-        return self.request("GET", path, **options)
-
-    def post(self, path: str, **options: Any) -> Reply:
-        """POST; see ``request``."""
-        return self.request("POST", path, **options)
-
-    def put(self, path: str, **options: Any) -> Reply:
-        """PUT; see ``request``."""
-        return self.request("PUT", path, **options)
-
-    def patch(self, path: str, **options: Any) -> Reply:
-        """PATCH; see ``request``."""
-        return self.request("PATCH", path, **options)
-
-    def delete(self, path: str, **options: Any) -> Reply:
-        """DELETE; see ``request``."""
-        return self.request("DELETE", path, **options)
 
     def run(self, work: Callable[[Client], Coroutine[Any, Any, T]], timeout: float | None = None) -> T:
         """Run ``await work(client)`` inside the loop, for measurements of your own.
@@ -230,6 +215,23 @@ class Lab:
     def latency_ms(self) -> float:
         """Milliseconds that a statement pays on top, on the databases asked so far."""
         return self._client.trip.ms
+
+    def fault(self, name: str, ms: float | None = None) -> _outages.Fault:
+        """Something goes wrong inside ``with lab.fault("redis_down"):``, and is right again after it, come what may.
+
+        Args:
+            name: ``redis_down`` (killed; started again, empty, at the end), ``redis_frozen`` (connections stay
+                and nothing answers) or ``redis_slow``.
+            ms: milliseconds that ``redis_slow`` holds each command back; 20 by default.
+
+        Raises:
+            ServiceError: if there is no such fault, or this Lab started no Redis or is closed.
+        """
+        return self._outages.fault(name, ms)
+
+    def switchboard(self) -> Switchboard:
+        """The same faults as buttons, which also work while a cell runs; the same board at every call."""
+        return self._switchboard
 
     @property
     def engine(self) -> Any:
