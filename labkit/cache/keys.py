@@ -1,0 +1,87 @@
+"""Names of cache entries: short, readable in MONITOR, the same in every process, and different for different values."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from hashlib import blake2b
+from typing import Any
+
+import orjson
+
+from labkit._text import say
+from labkit.cache.codec import Refused, Writer, class_name
+from labkit.errors import CacheError
+
+_SIMPLE = frozenset({int, str, bool, float, bytes, type(None)})  # whose ascii() says type and value, in every process
+
+_TOOL = re.compile(
+    r"(sqlalchemy|starlette|redis|httpx|labkit|sqlite3|psycopg|aiosqlite|asyncpg)(\..*)?:(async_)?"
+    "(scoped_session|sessionmaker|((Async)?(Session|Connection|Engine|Client))|HTTPConnection|Response|BackgroundTasks"
+    "|Redis|RedisCluster|CacheClient|Pool)"
+)
+
+
+def is_tool(kind: Any) -> bool:
+    """Whether objects of a class are what a function works with, not what it is asked: sessions, requests, clients.
+
+    Told by the names of the class, its bases and their modules, so that none of these is imported.
+    """
+    return any(_TOOL.fullmatch(class_name(base)) for base in getattr(kind, "__mro__", ()))
+
+
+class KeyMaker:
+    """Makes the keys of one function: ``prefix:function:hash``, or ``function:hash`` without a prefix.
+
+    The hash (BLAKE2b, 80 bits) covers the function's module, name and parameters, and the values with their types.
+
+    Args:
+        prefix: what keys begin with, so that a person finds them.
+        function: the function that is cached.
+        names: of the values, in their order.
+    """
+
+    def __init__(self, prefix: str, function: Any, names: Iterable[str] = ()) -> None:
+        qualname: str = function.__qualname__
+        self._names = tuple(names)
+        self._function = qualname.rpartition(".")[2]
+        self._start = f"{prefix}:{self._function}:" if prefix else f"{self._function}:"
+        # Lambdas and functions in functions share their names: the line tells them apart.
+        line = function.__code__.co_firstlineno if "<" in qualname else ""
+        identity = f"{function.__module__}:{qualname}:{line}({','.join(self._names)})"
+        self._hash = blake2b(identity.encode() + b"\0", digest_size=10)
+
+    def __call__(self, values: tuple[Any, ...]) -> str:
+        """The key of these values.
+
+        Raises:
+            CacheError: if one of them is not known by its value: names the parameter, the type and the remedy.
+        """
+        digest = self._hash.copy()
+        digest.update(self._text(values))
+        return self._start + digest.hexdigest()
+
+    def _text(self, values: tuple[Any, ...]) -> bytes:
+        if not _SIMPLE.issuperset(map(type, values)):
+            values = tuple(None if is_tool(type(value)) else value for value in values)
+        if _SIMPLE.issuperset(map(type, values)):
+            try:
+                return ascii(values).encode()
+            except ValueError:  # an int of more than 4,300 digits
+                pass
+        writer = Writer(None)
+        forms = []
+        for index, value in enumerate(values):
+            try:
+                forms.append(writer.write(value))
+            except Refused as refused:
+                where = refused.where(self._names[index] if index < len(self._names) else f"[{index}]")
+                reason = "cache.key_deep" if refused.deep else "cache.key_type"
+                text = say(reason, function=self._function, path=where, type=refused.kind.__qualname__)
+                raise CacheError(text) from None
+        return orjson.dumps(forms, option=orjson.OPT_SORT_KEYS)
+
+
+def key_of(prefix: str, function: Any, values: tuple[Any, ...]) -> str:
+    """The key of a function and values, made once (see `KeyMaker`)."""
+    return KeyMaker(prefix, function)(values)
