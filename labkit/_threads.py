@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import gc
 import sys
+import threading
+import time
 from collections.abc import Callable
 from contextvars import Context, ContextVar
 from types import FrameType
@@ -25,7 +27,30 @@ def stop(thread: int) -> None:
 
     It arrives at the next bytecode: a pure Python loop ends at once, a blocking call in C when it returns.
     """
+    _throw(thread)
+    if sys.version_info < (3, 12):
+        calm = threading.Thread(target=_calm, name="labkit-calm")
+        calm.start()
+        calm.join()
+
+
+def _throw(thread: int) -> None:
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(Stopped))
+
+
+def _calm() -> None:
+    """Take back the flag that Python 3.11 shows to all threads while one of them has an exception to come.
+
+    As long as that thread is blocked in C, any other that is profiled or traced spins for ever at the start of a
+    function (``handle_eval_breaker`` in ceval.c). Whoever gets an exception of its own clears the flag for all;
+    the blocked thread raises it anew when it wakes.
+    """
+    try:
+        _throw(threading.get_ident())
+        while True:
+            time.sleep(0)
+    except Stopped:
+        pass
 
 
 def immortal(task: Any) -> None:

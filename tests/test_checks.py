@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from labkit import settings
-from labkit.course import cards
+from labkit.course import cards, checks
 from labkit.course.cards import LOOK, Card
 from labkit.course.checks import Context, Verdict, almost, done, inconclusive, run_check, todo
 from labkit.course.exercises import Exercise, Outline
@@ -153,6 +154,47 @@ def test_a_check_that_hangs_is_ended() -> None:
     while {t for t in threading.enumerate() if t.name == "labkit-check"} - before:
         assert time.monotonic() < deadline, "the thread of the check still runs"
         time.sleep(0.01)
+
+
+def test_a_call_that_hangs_is_ended_long_before_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "CALL_LIMIT", 0.3)
+    own = written("def total(items):\n    while True:\n        pass\n")
+    waiting = written("async def total(items):\n    import asyncio\n    await asyncio.sleep(60)\n")
+    began = time.monotonic()
+    for card in (
+        judge(own, lambda ctx, total: ctx.call(total, [1]), limit=60),
+        judge(waiting, lambda ctx, total: ctx.run(total, [1]), limit=60),
+    ):
+        assert card.verdict == "error" and card.message == cards.words("course.call_too_long", limit=0.3)
+    assert time.monotonic() - began < 20
+
+
+def test_many_calls_may_take_longer_than_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what the check itself does between them has the limit of the whole."""
+    monkeypatch.setattr(checks, "CALL_LIMIT", 0.4)
+
+    def check(ctx: Context, total: Any) -> Verdict:
+        time.sleep(0.6)
+        for _ in range(6):
+            ctx.call(total, [1])
+        return done("course.missing")
+
+    own = written("import time\ndef total(items):\n    time.sleep(0.1)\n")
+    assert judge(own, check, limit=60).verdict == "done"
+
+
+def test_time_in_which_the_machine_stood_still_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A laptop that slept for an hour in the middle of a call: one look at the clock, an hour later."""
+    slept = itertools.chain([0.0, 0.1, 3600.1], itertools.count(3600.2, 0.1))
+    monkeypatch.setattr(checks, "time", SimpleNamespace(monotonic=lambda: next(slept)))
+    own = written("import time\ndef total(items):\n    time.sleep(0.35)\n    return 6\n")
+    card = judge(own, lambda ctx, total: done("course.guess_saved", values=ctx.call(total, [1])), limit=60)
+    assert card.verdict == "done"
+
+
+def test_parameters_that_do_not_fit_are_told() -> None:
+    card = judge(written("def total():\n    return 6\n"), lambda ctx, total: ctx.call(total, [1]))
+    assert (card.verdict, card.counts) == ("almost", {"name": "total", "wanted": "()", "given": 1})
 
 
 def test_a_check_may_run_coroutines_where_a_loop_is_running() -> None:

@@ -10,23 +10,32 @@ catalogue are written with their room (``"course.wrong_type"``).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
-import ctypes
 import inspect
 import linecache
 import secrets
 import threading
-from collections.abc import Callable, Coroutine, Mapping
+import time
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from labkit import _frames
+from labkit._threads import Stopped, stop
 from labkit.course.cards import Card, State, has, words
 from labkit.course.exercises import Exercise, Outline
 from labkit.course.markers import fingerprints
 from labkit.errors import LabkitError
 
 T = TypeVar("T")
+
+CALL_LIMIT = 8.0
+"""Seconds that one call of what the learner wrote may take; those that are right take a small part of one."""
+
+TICK = 0.1
+"""Seconds between two looks at a check. A look that comes late counts for two: a machine that stood still (asleep,
+busy with others) is not held against the learner."""
 
 
 class Verdict(Exception):
@@ -60,10 +69,6 @@ def inconclusive(key: str, **counts: Any) -> Verdict:
 Check = Callable[["Context", Any], Verdict]
 
 
-class _TimeUp(BaseException):
-    """Raised inside a check that has run out of time."""
-
-
 @dataclass
 class Context:
     """What a check may use.
@@ -75,6 +80,7 @@ class Context:
         seed: for hidden data, new at each check, shown when the check is not passed.
         written: the learner's cell, if the thing is a function or class of hers.
         untouched: whether that still is the starter.
+        calling: the call of the learner's code that is under way, another object each time; None outside of one.
     """
 
     room: str
@@ -85,6 +91,7 @@ class Context:
     kept: dict[str, Any] = field(default_factory=dict)
     written: str = ""
     untouched: bool = False
+    calling: object = None
 
     @property
     def lab(self) -> Any:
@@ -117,9 +124,30 @@ class Context:
             raise Verdict("error", "course.endpoint_raised", path=path, code=str(error))
         return reply
 
+    def call(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call what the learner wrote; parameters that do not fit are her mistake and no fault of the check."""
+        signature = inspect.signature(function)
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError:
+            given = len(args) + len(kwargs)
+            raise almost("course.parameters", name=function.__name__, wanted=str(signature), given=given) from None
+        with self.limited():
+            return function(*args, **kwargs)
+
     def run(self, function: Callable[..., Coroutine[Any, Any, T]], *args: Any, **kwargs: Any) -> T:
         """Run a coroutine function of the learner to its end, in a loop of its own."""
-        return asyncio.run(function(*args, **kwargs))
+        with self.limited():
+            return asyncio.run(function(*args, **kwargs))
+
+    @contextlib.contextmanager
+    def limited(self) -> Iterator[None]:
+        """Code of the learner runs here: past ``CALL_LIMIT`` seconds it is ended, long before the check would be."""
+        self.calling = object()
+        try:
+            yield
+        finally:
+            self.calling = None
 
     def source(self, thing: Any) -> str:
         """The whole cell or file in which the learner wrote a function or class; empty if unknown."""
@@ -171,10 +199,11 @@ def run_check(
     """Judge ``thing`` and say it in a card.
 
     The check runs in a thread of its own (so that it may start an event loop where the notebook's runs) and
-    is ended after ``limit`` seconds. Nothing is raised but ``KeyboardInterrupt``.
+    is ended after ``limit`` seconds, one call of the learner's after ``CALL_LIMIT``. Nothing is raised but
+    ``KeyboardInterrupt``.
     """
     ctx = Context(outline.room, exercise, lab, secrets.randbelow(1_000_000) if seed is None else seed)
-    verdict = _in_thread(lambda: _judge(ctx, check, thing), limit)
+    verdict = _in_thread(ctx, lambda: _judge(ctx, check, thing), limit)
     try:
         card = _card(ctx, verdict)
     except Exception as error:  # a sentence that does not fit its values must not stop a lesson either
@@ -203,7 +232,7 @@ def _first_look(ctx: Context, thing: Any) -> Verdict | None:
     return None if ctx.is_learners(thing) else almost("course.not_yours")
 
 
-def _in_thread(work: Callable[[], Verdict], limit: float) -> Verdict:
+def _in_thread(ctx: Context, work: Callable[[], Verdict], limit: float) -> Verdict:
     box: list[Verdict] = []
 
     def target() -> None:
@@ -211,7 +240,7 @@ def _in_thread(work: Callable[[], Verdict], limit: float) -> Verdict:
             box.append(work())
         except Verdict as verdict:
             box.append(verdict)
-        except _TimeUp:
+        except Stopped:
             pass
         except BaseException as error:  # a learner's sys.exit() must not pass as silence
             box.append(_from_exception(error))
@@ -219,13 +248,28 @@ def _in_thread(work: Callable[[], Verdict], limit: float) -> Verdict:
     thread = threading.Thread(target=contextvars.copy_context().run, args=(target,), daemon=True, name="labkit-check")
     thread.start()
     try:
-        thread.join(limit)
+        late = _watch(ctx, thread, limit)
     finally:
         if thread.is_alive() and thread.ident:  # a loop in Python code is ended; a blocked C call is left behind
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(_TimeUp))
+            stop(thread.ident)
     if not box:
-        return Verdict("error", "course.too_long", limit=limit)
+        return late
     return box[0] if isinstance(box[0], Verdict) else _from_exception(TypeError(f"no verdict: {box[0]!r}"))
+
+
+def _watch(ctx: Context, thread: threading.Thread, limit: float) -> Verdict:
+    """Wait for a check until its time, or that of a call within it, is up; what to say in that case."""
+    spent, within, call, last = 0.0, 0.0, ctx.calling, time.monotonic()
+    while True:
+        thread.join(min(TICK, limit))
+        now = time.monotonic()
+        passed, last = min(now - last, 2 * TICK), now
+        spent += passed
+        within, call = (within + passed if call is ctx.calling else 0.0), ctx.calling
+        if not thread.is_alive() or spent > limit:
+            return Verdict("error", "course.too_long", limit=limit)
+        if call is not None and within > CALL_LIMIT:
+            return Verdict("error", "course.call_too_long", limit=CALL_LIMIT)
 
 
 def _from_exception(error: BaseException) -> Verdict:

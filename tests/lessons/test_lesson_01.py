@@ -12,6 +12,7 @@ import pytest
 from labkit import Lab
 from labkit.blog import create_app
 from labkit.blog.performance import fast_endpoint as shipped
+from labkit.course import checks
 from labkit.course.markers import Role
 from tests.lessons.judging import NAMES, Notebook, profiling
 
@@ -75,16 +76,17 @@ def test_an_exception_of_hers_shows_her_line(notebook: Notebook, remembered: Non
 @pytest.mark.parametrize("id", ["1.2", "1.4", "1.5"])
 def test_other_parameters_are_told_and_no_fault_of_the_check(notebook: Notebook, remembered: None, id: str) -> None:
     judged = notebook.check(id, f"def {NAMES[id]}():\n    return 0\n")
-    assert judged.state == ("almost", "parameters") and f"{NAMES[id]}()" in judged.card.message
+    assert judged.state == ("almost", "course.parameters") and f"{NAMES[id]}()" in judged.card.message
 
 
 @pytest.mark.parametrize("id", DIRECT)
 def test_a_body_that_hangs_ends_with_a_sentence(
     notebook: Notebook, remembered: None, monkeypatch: pytest.MonkeyPatch, id: str
 ) -> None:
-    monkeypatch.setattr(notebook.lab, "time_limit", 0.3)
+    monkeypatch.setattr(checks, "CALL_LIMIT", 0.3)
     out, err = sys.stdout, sys.stderr
-    assert notebook.check(id, with_first(notebook, id, HANG)).state == ("error", "course.too_long")
+    assert notebook.check(id, with_first(notebook, id, HANG)).state == ("error", "course.call_too_long")
+    monkeypatch.undo()
     assert notebook.check("1.5", notebook.text("1.5", "solution")).card.verdict == "done"
     assert (sys.stdout, sys.stderr) == (out, err)
 

@@ -224,6 +224,13 @@ def test_an_answer_that_was_kept_is_told(notebook: Notebook) -> None:
     assert notebook.check("1.3", source).state == ("almost", "fast_remembered")
 
 
+def test_relations_in_batches_are_explained_in_counts(notebook: Notebook) -> None:
+    """1,000 posts are two batches of 500 keys: the fourth statement, which no budget can forgive."""
+    card = notebook.check("1.3", WHOLE_CELLS["relations in batches"][1]).card
+    assert card.counts.items() >= {"statements": 4, "many": 3, "posts": 1_000, "lots": 2}.items()
+    assert "selectinload" in card.message and "func.count(Comment.id)" in card.hint
+
+
 def test_a_list_indexed_by_id_is_her_own_line(notebook: Notebook) -> None:
     swap = ("{user.id: [] for user in users}", "[[] for _ in range(51)]")
     judged = notebook.check("1.3", notebook.version("1.3", swap))
