@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from typing import Any, TypeVar
 
 from labkit import asgi
@@ -101,7 +100,7 @@ class Client:
             if flight.task is not None and flight.task.cancelling():
                 flight.task.uncancel()
             raise flight.timeout() from None
-        return replace(reply, latency_ms=self.trip.ms) if reply.queries else reply
+        return reply._replace(latency_ms=self.trip.ms) if reply.queries else reply
 
 
 def explain(error: BaseException) -> str:

@@ -32,13 +32,13 @@ class Flight:
         ending: how it was stopped, as the name of a message.
     """
 
-    __slots__ = ("deadline", "ending", "label", "limit", "parent", "place", "pressed", "stage", "task")
+    # Every request of a load makes one: what most never touch stands here, not in each.
+    pressed, stage = 0.0, 0
+    ending, place = "cancelled", ""
 
     def __init__(self, label: str, limit: float, task: asyncio.Task[Any] | None, parent: Flight | None) -> None:
         self.label, self.limit, self.task, self.parent = label, limit, task, parent
         self.deadline = monotonic() + limit
-        self.pressed, self.stage = 0.0, 0
-        self.ending, self.place = "cancelled", ""
 
     def interrupt(self) -> bool:
         """Stop what it waits for outside of Python and note that as its ending; whether there was any."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json as _json
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from functools import lru_cache
 from time import perf_counter
 from typing import Any
 from urllib.parse import quote, unquote, urlencode
@@ -37,18 +38,21 @@ _NOTHING: Any = object()
 _ANSWERED = (Exception, SystemExit, KeyboardInterrupt)
 
 
-def _address(path: str, params: Params | None) -> tuple[str, bytes, bytes]:
-    """The decoded path, the path as sent, and the query string."""
-    if not isinstance(path, str) or not path.startswith("/"):
-        raise RequestError(say("core.bad_path", path=path))
+def _query(path: str, params: Params) -> str:
+    """The path with the parameters at the end of its query string."""
+    try:
+        pairs = params.items() if isinstance(params, Mapping) else params
+        plain = [(key, str(value).lower() if isinstance(value, bool) else value) for key, value in pairs]
+    except (TypeError, ValueError):
+        raise RequestError(say("core.bad_pairs", name="params", value=repr(params))) from None
     path, _, query = path.partition("#")[0].partition("?")
-    if params:
-        try:
-            pairs = params.items() if isinstance(params, Mapping) else params
-            plain = [(key, str(value).lower() if isinstance(value, bool) else value) for key, value in pairs]
-        except (TypeError, ValueError):
-            raise RequestError(say("core.bad_pairs", name="params", value=repr(params))) from None
-        query = "&".join(filter(None, (query, urlencode(plain, doseq=True))))
+    return f"{path}?{'&'.join(filter(None, (query, urlencode(plain, doseq=True))))}"
+
+
+@lru_cache(maxsize=4096)  # traffic goes to the same addresses again and again
+def _address(path: str) -> tuple[str, bytes, bytes]:
+    """The decoded path, the path as sent, and the query string."""
+    path, _, query = path.partition("#")[0].partition("?")
     if "%" not in path and path.isascii() and " " not in path:
         return path, path.encode(), query.encode() if query.isascii() else quote(query, _SAFE).encode()
     raw = quote(path, _SAFE)
@@ -110,11 +114,13 @@ async def call(
     Raises:
         RequestError: if the path does not begin with a slash, or an option cannot be sent.
     """
+    if not isinstance(path, str) or not path.startswith("/"):
+        raise RequestError(say("core.bad_path", path=path))
     if headers is None and cookies is None and json is _NOTHING and not body:
         raw_headers, data = [*_HEADERS], b""
     else:
         raw_headers, data = _content(headers, cookies, json, body)
-    decoded, raw_path, query = _address(path, params)
+    decoded, raw_path, query = _address(_query(path, params) if params else path)
     method = method.upper()
     scope: dict[str, Any] = {
         "type": "http",

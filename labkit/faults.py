@@ -77,16 +77,15 @@ class latency:
 class Request(Flight):
     """A request under way: knows its round trip, and the connections on which its SQL can be interrupted."""
 
-    __slots__ = ("_count", "connections", "statement", "trip")
+    connections: tuple[tuple[dict[str, Any], Any], ...] = ()
+    statement = ""
+    _count = 0
 
     def __init__(
         self, label: str, limit: float, task: asyncio.Task[Any] | None, parent: Flight | None, trip: RoundTrip
     ) -> None:
-        super().__init__(label, limit, task, parent)
+        Flight.__init__(self, label, limit, task, parent)
         self.trip = trip
-        self.connections: list[tuple[dict[str, Any], Any]] = []
-        self.statement = ""
-        self._count = 0
 
     def statements(self) -> int:
         """How many statements it has run."""
@@ -105,7 +104,7 @@ class Request(Flight):
         """Stop its statements, wherever they run; whether one was running."""
         if running := bool(self.statement):
             self.ending = "statement"
-        for info, driver in tuple(self.connections):
+        for info, driver in self.connections:
             if info.get(_OWNER) is self:  # else it went back to the pool and works for another request
                 with suppress(Exception):
                     _interrupt(driver)
@@ -138,7 +137,7 @@ def _before(connection: Any, cursor: Any, statement: str, values: Any, context: 
     info, dialect = connection.info, connection.dialect
     if info.get(_OWNER) is not flight:
         info[_OWNER] = flight
-        flight.connections.append((info, connection.connection.driver_connection))
+        flight.connections += ((info, connection.connection.driver_connection),)
     flight.statement = statement
     flight.trip.seen.add(dialect.name)
     if wait := flight.trip.added(dialect.name) / 1000:

@@ -54,3 +54,11 @@ def test_cookies_of_an_answer_can_be_passed_on() -> None:
 def test_the_simulated_latency_is_shown_where_it_acted() -> None:
     assert "0,5 ms simulados" in repr(Reply(200, b"", (), 0.1, 7, "GET /a", latency_ms=0.5))
     assert "simulados" not in repr(Reply(200, b"", (), 0.1, 7, "GET /a"))
+
+
+def test_a_reply_cannot_be_changed() -> None:
+    reply = Reply(200, b"", (), 0.1)
+    with pytest.raises(AttributeError):
+        reply.status = 500  # type: ignore[misc]
+    with pytest.raises(AttributeError):
+        reply.note = reply.nothing = ""  # type: ignore[attr-defined, misc]
