@@ -17,31 +17,29 @@ from contextvars import Context
 from typing import Any
 
 import hiredis
-from redis.asyncio import Connection
+from redis.asyncio import ConnectionPool
 from redis.exceptions import RedisError
 
+from labkit.cache._commands import Unavailable
+
 _NOTHING = object()
-Word = bytes | str | int | float
-
-
-class Unavailable(Exception):
-    """Redis is away, silent or refuses. Never leaves the cache: it runs the function instead."""
 
 
 class Link(asyncio.Protocol):
     """A connection, opened in the background as soon as it is made; for one event loop, the running one.
 
     Args:
-        connection: of redis-py, not connected yet.
+        url: ``redis://``, ``rediss://`` or ``unix://``.
         timeout: seconds within which it must be open, and each command answered.
         lost: told why when it could not be opened, or broke with somebody waiting.
 
     Attributes:
         opened: done when it is open; raises ``Unavailable`` if that failed.
         closed: whether it cannot be used any more.
+        task: ends when all is closed.
     """
 
-    def __init__(self, connection: Connection, timeout: float, lost: Callable[[str], None]) -> None:
+    def __init__(self, url: str, timeout: float, lost: Callable[[str], None]) -> None:
         self.loop = asyncio.get_running_loop()
         self.closed = False
         self.opened: asyncio.Future[None] = self.loop.create_future()
@@ -52,7 +50,7 @@ class Link(asyncio.Protocol):
         self._timer: asyncio.TimerHandle | None = None
         self._transport: asyncio.Transport
         # An empty context: it belongs to no request. As a task it is also told when the loop ends.
-        self._task = self.loop.create_task(self._live(connection), context=Context())
+        self.task = self.loop.create_task(self._live(url), context=Context())
 
     def ask(self, words: tuple[Any, ...], seconds: float | None = None) -> asyncio.Future[Any]:
         """Send a command; the future holds the answer (a ``hiredis.ReplyError`` if Redis refused).
@@ -121,17 +119,21 @@ class Link(asyncio.Protocol):
         else:
             self.close("timeout")
 
-    async def _live(self, connection: Connection) -> None:
+    async def _live(self, url: str) -> None:
+        # RESP2, no name, no probing: opening costs no command at all but for a password or a database.
+        pool = ConnectionPool.from_url(
+            url, protocol=2, driver_info=None, socket_timeout=None, socket_connect_timeout=None
+        )
+        connection: Any = pool.connection_class(**pool.connection_kwargs)
         try:
             async with asyncio.timeout(self._timeout):
-                await connection.connect()  # type: ignore[no-untyped-call]
+                await connection.connect()
             writer = connection._writer
-            assert writer is not None
             connection._reader = connection._writer = None  # from here on the stream is ours
-            self._transport = writer.transport  # type: ignore[assignment]
+            self._transport = writer.transport
             self._transport.set_protocol(self)
             try:
-                if not self.opened.done():
+                if not self.closed:
                     self.opened.set_result(None)
                 await self._over
             finally:
@@ -140,4 +142,4 @@ class Link(asyncio.Protocol):
             await connection.disconnect(nowait=True)
             self.close("timeout" if isinstance(error, TimeoutError) else f"{type(error).__name__}: {error}")
         finally:
-            self.close()  # the loop ends
+            self.close("ended")

@@ -26,6 +26,7 @@ class Breaker:
 
     Attributes:
         changes: the last hundred changes, as ``(clock, state, reason)``.
+        lock: held at every change.
 
     Safe to be used by several threads.
     """
@@ -38,7 +39,8 @@ class Breaker:
     ) -> None:
         self.recovery, self.observer = recovery, observer
         self.changes: deque[tuple[float, State, str]] = deque(maxlen=100)
-        self._clock, self._lock = clock, threading.RLock()
+        self.lock = threading.RLock()
+        self._clock = clock
         self._state: State = "closed"
         self._again = 0.0
 
@@ -53,14 +55,15 @@ class Breaker:
         return self._state == "closed"
 
     def trip(self, reason: str) -> None:
-        """Something failed: open, or open for ``recovery`` seconds more."""
-        with self._lock:
-            self._again = self._clock() + self.recovery
-            self._change("open", reason)
+        """Something failed: open for ``recovery`` seconds. While it is open, later failures do not prolong that."""
+        with self.lock:
+            if self._state != "open":
+                self._again = self._clock() + self.recovery
+                self._change("open", reason)
 
     def due(self) -> bool:
         """Whether the caller is the one who has to start a probe; it is ``half_open`` from then on."""
-        with self._lock:
+        with self.lock:
             if self._state != "open" or self._clock() < self._again:
                 return False
             self._change("half_open", "")
@@ -72,16 +75,15 @@ class Breaker:
         Returns:
             whether it is closed.
         """
-        with self._lock:
+        with self.lock:
             if self._state == "half_open" and not unless():
                 self._change("closed", "")
             return self._state == "closed"
 
     def _change(self, state: State, reason: str) -> None:
-        if state != self._state:
-            self._state = state
-            self.changes.append((self._clock(), state, reason))
-            tell(self.observer, Event("breaker", "", "", 0.0, f"{state} {reason}".strip()))
+        self._state = state
+        self.changes.append((self._clock(), state, reason))
+        tell(self.observer, Event("breaker", "", "", 0.0, f"{state} {reason}".strip()))
 
     def __repr__(self) -> str:
         return f"<Breaker {self._state}>"

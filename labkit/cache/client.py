@@ -3,37 +3,46 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import math
 import threading
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, Self
 
 import hiredis
-from redis.asyncio import ConnectionPool
 
-from labkit._text import say
-from labkit.cache._link import Link, Unavailable, Word
+from labkit.cache._cluster import ClusterLink
+from labkit.cache._commands import LATE, Commands, Unavailable, Word, checked_ttl, finished, grave_of, token_of
+from labkit.cache._debts import Debts
+from labkit.cache._link import Link
+from labkit.cache._sync import Blocking, SyncClient
 from labkit.cache.breaker import Breaker
 from labkit.cache.events import Observer
-from labkit.errors import CacheError
 
-__all__ = ["CacheClient", "Unavailable", "token_of"]
-
-
-def token_of(key: str) -> str:
-    """The name under which the fill of ``key`` holds its lock. The braces keep both in one slot of a cluster."""
-    return f"{{{key}}}:fill"
+__all__ = ["CacheClient", "Unavailable", "checked_ttl", "finished", "grave_of", "token_of"]
 
 
-class CacheClient:
+class CacheClient(Commands):
     """Values with a time to live in Redis. No call raises or waits long because Redis is away.
 
+    The first call that gets no answer costs ``timeout`` and opens the breaker. From then on calls return at once
+    (``get`` gives None, ``set`` and ``delete`` False), until a probe in the background has found Redis back and
+    has done the invalidations that were missed. Probes start while there are calls.
+
     Args:
-        url: ``redis://``, ``rediss://`` (TLS) or ``unix://`` address, or a function that gives it at the first use.
+        url: ``redis://``, ``rediss://`` (TLS), ``unix://``, or for a cluster ``redis+cluster://`` or
+            ``rediss+cluster://``; or a function that gives it whenever a connection is opened.
         timeout: seconds that a call may take, connecting included.
+        max_connections: of the face for plain functions; who finds all taken waits. Coroutines share a single one.
         observer: told what the breaker does.
-        breaker: a breaker of your own.
+        breaker: one of its own instead of ``Breaker(observer=observer)``.
+
+    Attributes:
+        breaker: its ``state`` and ``changes``.
+        prefixes: beginnings of the keys that are this cache's own: all of it is deleted where more invalidations
+            were missed than could be remembered.
+        sync: set, get, delete and exists for plain functions.
+
+    An async context manager. It may be used from one event loop after another: each gets a connection of its own.
     """
 
     def __init__(
@@ -41,117 +50,75 @@ class CacheClient:
         url: str | Callable[[], str] = "redis://127.0.0.1:6379/0",
         *,
         timeout: float = 0.05,
+        max_connections: int = 32,
         observer: Observer | None = None,
         breaker: Breaker | None = None,
     ) -> None:
         self.timeout = timeout
         self.breaker = breaker or Breaker(observer=observer)
-        self._url = url
-        self._pool: ConnectionPool | None = None
-        self._link: Link | None = None
-        self._lock = threading.Lock()
+        self.prefixes: set[str] = set()
+        self._given = url
+        self._debts = Debts(self.breaker.lock, self.prefixes)
+        self._probing = threading.Lock()
+        self._link: Link | ClusterLink | None = None
+        self._aside: set[Link | ClusterLink] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        blocking = Blocking(self._url, timeout, max_connections, self._use, self._trip, self.owe)
+        self.sync = SyncClient(blocking)
 
     async def call(self, *words: Word) -> Any:
-        """The answer to any command, as bytes.
-
-        Raises:
-            Unavailable: if Redis is away or refuses.
-        """
+        """The answer to any command, as bytes. Raises ``Unavailable``."""
         link = self._link
         if link is None or link.closed or link.loop is not asyncio.get_running_loop():
+            begun = asyncio.get_running_loop().time()
             link = await self._connected()
-        answer = await link.ask(words)
-        if isinstance(answer, hiredis.ReplyError):
-            raise Unavailable(str(answer))
-        return answer
-
-    async def read(self, key: str) -> bytes | None:
-        """The bytes under ``key``, or None. Raises ``Unavailable``."""
-        return await self.call(b"GET", key)  # type: ignore[no-any-return]
-
-    async def write(self, key: str, data: bytes, ttl: float) -> None:
-        """Keep bytes for ``ttl`` seconds. Raises ``Unavailable``."""
-        await self.call(b"SET", key, data, b"PX", max(1, round(ttl * 1000)))
-
-    async def run(self, script: str, keys: Sequence[str] = (), args: Sequence[Word] = ()) -> Any:
-        """Run a Lua script, sent once and then called by its digest. Raises ``Unavailable``."""
-        rest = (len(keys), *keys, *args)
-        try:
-            return await self.call(b"EVALSHA", hashlib.sha1(script.encode()).hexdigest(), *rest)
-        except Unavailable as refused:
-            if not str(refused).startswith("NOSCRIPT"):
-                raise
-        return await self.call(b"EVAL", script, *rest)
+            answer = await link.ask(words, max(0.001, begun + self.timeout - link.loop.time()))
+        else:
+            answer = await link.ask(words)
+        return _accepted(answer)
 
     async def block(self, seconds: float, *words: Word) -> Any:
-        """The answer to a blocking command (XREAD BLOCK), waited for up to ``seconds``, on a connection of its own.
-
-        Raises:
-            Unavailable: if Redis is away, refuses, or has not answered by then.
-        """
-        link = await self._connected(Link(self._connection(), self.timeout, self._trip))
+        self._use()
+        link = self._open()
+        self._aside.add(link)
         try:
-            answer = await link.ask(words, seconds + self.timeout)
+            await asyncio.shield(link.opened)
+            return _accepted(await link.ask(words, seconds + LATE))
         finally:
+            self._aside.discard(link)
             link.close()
-        if isinstance(answer, hiredis.ReplyError):
-            raise Unavailable(str(answer))
-        return answer
 
     async def forget(self, keys: Sequence[str] = (), tags: Sequence[str] = ()) -> bool:
-        """Delete the values under ``keys`` and the tokens of their fills; whether Redis confirmed it."""
-        try:
-            if keys:
-                await self.call(b"UNLINK", *keys, *map(token_of, keys))
-        except Unavailable:
-            return False
-        return True
+        # A caller who is cancelled has changed the data already: what it began is brought to its end.
+        return await asyncio.shield(self.spawn(super().forget(keys, tags)))
 
-    async def get(self, key: str) -> Any:
-        """The value under ``key``; None if there is none, it is unusable or Redis is away."""
-        from labkit.cache.codec import Codec, Corrupt
+    forget.__doc__ = Commands.forget.__doc__
 
-        try:
-            data = await self.read(key)
-            return None if data is None else Codec().loads(data)
-        except (Unavailable, Corrupt):
-            return None
+    def owe(self, keys: Iterable[str], tags: Iterable[str], reason: str) -> None:
+        with self.breaker.lock:
+            self._debts.add(keys, tags)
+            if self.breaker.closed:
+                self._trip(reason)
 
-    async def set(self, key: str, value: Any, ttl: float = 300) -> bool:
-        """Keep a value for ``ttl`` seconds; whether Redis confirmed it.
-
-        Raises:
-            CacheError: if the value would not come back as it is, or ``ttl`` is no time.
-        """
-        from labkit.cache.codec import Codec
-
-        data = Codec().dumps(value)
-        try:
-            await self.write(key, data, checked_ttl(ttl))
-        except Unavailable:
-            return False
-        return True
-
-    async def delete(self, *keys: str) -> bool:
-        """Delete; whether there was something to delete."""
-        try:
-            return bool(keys) and await self.call(b"UNLINK", *keys) > 0
-        except Unavailable:
-            return False
-
-    async def exists(self, key: str) -> bool:
-        """Whether there is a value under ``key``; False if Redis is away."""
-        try:
-            return bool(await self.call(b"EXISTS", key))
-        except Unavailable:
-            return False
+    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run something in the background; ``close`` ends it."""
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
     async def close(self) -> None:
-        """Close the connections. The next call opens them again; twice is fine."""
-        link, self._link = self._link, None
-        if link is not None:
-            link.leave()
-            await asyncio.sleep(0)
+        """End what runs in the background and close the connections; the next call opens them again."""
+        loop, me = asyncio.get_running_loop(), asyncio.current_task()
+        if tasks := [task for task in self._tasks if task is not me and task.get_loop() is loop]:
+            _, slow = await asyncio.wait(tasks, timeout=self.timeout)
+            for task in slow:
+                task.cancel()
+            await asyncio.gather(*slow, return_exceptions=True)
+        left = self._leave()
+        if living := [link.task for link in left if link.loop is loop]:
+            await asyncio.wait(living)
+        self.sync.commands.close()
 
     async def __aenter__(self) -> Self:
         return self
@@ -159,38 +126,73 @@ class CacheClient:
     async def __aexit__(self, *raised: object) -> None:
         await self.close()
 
-    async def _connected(self, link: Link | None = None) -> Link:
-        if not self.breaker.closed and not (self.breaker.due() and self.breaker.close()):
-            raise Unavailable(self.breaker.state)
-        if link is None:
-            link = self._link
-            if link is None or link.closed or link.loop is not asyncio.get_running_loop():
-                if link is not None:
-                    link.leave()
-                link = self._link = Link(self._connection(), self.timeout, self._trip)
+    def __del__(self) -> None:
+        if "_link" in self.__dict__:  # else __init__ has failed
+            self._leave()
+
+    def _use(self) -> None:
+        """Raise ``Unavailable`` unless Redis may be used; start a probe if it is time."""
+        if self.breaker.closed:
+            return
+        if self.breaker.due():
+            try:
+                threading.Thread(target=self._probe, name="labkit-cache-probe", daemon=True).start()
+            except RuntimeError as error:  # the interpreter ends
+                self.breaker.trip(str(error))
+        raise Unavailable(self.breaker.state)
+
+    async def _connected(self) -> Link | ClusterLink:
+        """The connection of the running loop. The first caller opens it, the others wait for that."""
+        self._use()
+        link = self._link
+        if link is None or link.closed or link.loop is not asyncio.get_running_loop():
+            self._leave()
+            link = self._link = self._open()
         await asyncio.shield(link.opened)
         return link
 
-    def _connection(self) -> Any:
-        if self._pool is None:
-            url = self._url if isinstance(self._url, str) else self._url()
-            # RESP2, no name: a connection costs no command at all unless there is a password or a database.
-            self._pool = ConnectionPool.from_url(
-                url, protocol=2, driver_info=None, socket_timeout=None, socket_connect_timeout=None
-            )
-        return self._pool.connection_class(**self._pool.connection_kwargs)
+    def _open(self) -> Link | ClusterLink:
+        me = weakref.ref(self)  # a client that is forgotten takes its connection along
+
+        def lost(reason: str) -> None:
+            if (client := me()) is not None:
+                client._trip(reason)
+
+        return (ClusterLink if self.slots else Link)(self._url(), self.timeout, lost)
+
+    def _url(self) -> str:
+        url = self._given if isinstance(self._given, str) else self._given()
+        self.slots = self.sync.commands.slots = "+cluster://" in url
+        return url
 
     def _trip(self, reason: str) -> None:
         self.breaker.trip(reason)
+        self._leave()
+
+    def _leave(self) -> list[Link | ClusterLink]:
+        """Drop every connection, from whichever thread: nobody is served from them any more."""
+        left = [link for link in (self._link, *tuple(self._aside)) if link is not None]
+        self._link = None
+        for link in left:
+            link.leave()
+        return left
+
+    def _probe(self) -> None:
+        """Look for Redis, pay what is owed to it, and only then close the breaker. In a thread of its own."""
+        probe = Blocking(self._url, self.timeout, 1, lambda: None, self._trip, self.owe)
+        probe.slots = self.slots
+        try:
+            with self._probing:
+                finished(probe.call("PING"))
+                while not self.breaker.close(unless=self._debts.__bool__) and self.breaker.state == "half_open":
+                    finished(self._debts.pay(probe, probe.redis.scan_iter))
+        except Exception as error:  # whatever it is: nobody waits for this thread
+            self._trip(str(error))
+        finally:
+            probe.close()
 
 
-def checked_ttl(ttl: float) -> float:
-    """Seconds to live, if it is a time that Redis can keep.
-
-    Raises:
-        CacheError: if it is not a number above 0.
-    """
-    number = isinstance(ttl, int | float) and not isinstance(ttl, bool)
-    if not (number and 0 < ttl <= 3_000_000_000 and math.isfinite(ttl)):
-        raise CacheError(say("cache.bad_ttl", ttl=repr(ttl)))
-    return float(ttl)
+def _accepted(answer: Any) -> Any:
+    if answer.__class__ is hiredis.ReplyError:
+        raise Unavailable(str(answer))
+    return answer

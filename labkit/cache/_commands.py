@@ -1,0 +1,190 @@
+"""What the cache asks of Redis, written once for both faces.
+
+These are coroutines over one method, ``call``. Where ``call`` waits by blocking (``_sync``), none of them ever
+suspends, and ``finished`` runs it like a plain function.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Coroutine, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from labkit._text import say
+from labkit.errors import CacheError
+
+if TYPE_CHECKING:
+    from labkit.cache.codec import Codec
+
+T = TypeVar("T")
+Word = bytes | str | int | float
+
+GRAVE = 600  # seconds that a tag remembers its last invalidation; no fill takes longer
+LATE = 0.5  # seconds that Redis may be late to end a command that blocks: it looks ten times a second
+_CHUNK = 500  # keys of one command
+
+_BURY = f"""
+local now = redis.call('TIME')
+redis.call('SET', KEYS[2], now[1] * 1000000 + now[2], 'EX', {GRAVE})
+return redis.call('SMEMBERS', KEYS[1])
+"""
+
+
+class Unavailable(Exception):
+    """Redis is away, silent or refuses. Never leaves the cache: it runs the function instead."""
+
+
+def token_of(key: str) -> str:
+    """The name under which the fill of ``key`` holds its lock: in the same slot of a cluster, thanks to the braces."""
+    return f"{key}:fill" if "{" in key else f"{{{key}}}:fill"
+
+
+def grave_of(tag: str) -> str:
+    """The name under which ``tag`` keeps when it was last invalidated, in microseconds of Redis' own clock."""
+    return f"{tag}:gone" if "{" in tag else f"{{{tag}}}:gone"
+
+
+def finished(coroutine: Coroutine[Any, Any, T]) -> T:
+    """The result of a coroutine that never suspends."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        return end.value  # type: ignore[no-any-return]
+    coroutine.close()
+    raise RuntimeError("this coroutine waits for an event loop")
+
+
+def checked_ttl(ttl: float) -> float:
+    """Seconds to live, if it is a time that Redis can keep.
+
+    Raises:
+        CacheError: if it is not a number above 0.
+    """
+    number = isinstance(ttl, int | float) and not isinstance(ttl, bool)
+    if not (number and 0 < ttl <= 3_000_000_000 and math.isfinite(ttl)):
+        raise CacheError(say("cache.bad_ttl", ttl=repr(ttl)))
+    return float(ttl)
+
+
+class Commands(ABC):
+    """Reads, writes and invalidations. Names of keys and tags are text; what lies in Redis is bytes.
+
+    Attributes:
+        slots: whether the server is a cluster, where one command takes keys of one slot only.
+    """
+
+    slots = False
+    _codec: Codec | None = None
+
+    @abstractmethod
+    async def call(self, *words: Word) -> Any:
+        """The answer to any command, as bytes. Raises ``Unavailable``."""
+
+    @abstractmethod
+    async def block(self, seconds: float, *words: Word) -> Any:
+        """The answer to a blocking command (XREAD BLOCK), on a connection of its own, waited for ``seconds``.
+
+        Raises ``Unavailable``, also if there is no answer by then."""
+
+    @abstractmethod
+    def owe(self, keys: Iterable[str], tags: Iterable[str], reason: str) -> None:
+        """Remember an invalidation that Redis has not confirmed, and read nothing until it has."""
+
+    async def read(self, key: str) -> bytes | None:
+        """The bytes under ``key``, or None. Raises ``Unavailable``."""
+        return await self.call("GET", key)  # type: ignore[no-any-return]
+
+    async def write(self, key: str, data: bytes, ttl: float) -> None:
+        """Keep bytes for ``ttl`` seconds. Raises ``Unavailable``."""
+        await self.call("SET", key, data, "PX", max(1, round(ttl * 1000)))
+
+    async def run(self, script: str, keys: Sequence[str] = (), args: Sequence[Word] = ()) -> Any:
+        """Run a Lua script: sent whole the first time, called by its digest from then on. Raises ``Unavailable``."""
+        rest = (len(keys), *keys, *args)
+        try:
+            return await self.call("EVALSHA", hashlib.sha1(script.encode()).hexdigest(), *rest)
+        except Unavailable as refused:
+            if not str(refused).startswith("NOSCRIPT"):
+                raise
+        return await self.call("EVAL", script, *rest)
+
+    async def forget(self, keys: Sequence[str] = (), tags: Sequence[str] = ()) -> bool:
+        """Delete the values under ``keys``, and those under ``tags``, with the tokens of their fills.
+
+        A tag is a set of keys. A fill adds its key to the set, unless ``grave_of(tag)`` is younger than its own
+        beginning, and only then stores the value with its token: so an invalidation at any moment wins, and no
+        command touches two slots of a cluster.
+
+        Returns:
+            whether Redis confirmed it. If not, it is remembered and done before this client reads again: nobody
+            gets a value older than an invalidation from this process. Another process may see the old value
+            until then, or until the value's time is over if this process ends first.
+        """
+        try:
+            await self._forget(keys, tags)
+        except Unavailable as why:
+            self.owe(keys, tags, str(why))
+            return False
+        return True
+
+    async def get(self, key: str) -> Any:
+        """The value under ``key``; None if there is none, it is unusable or Redis is away."""
+        from labkit.cache.codec import Corrupt
+
+        try:
+            data = await self.read(key)
+            return None if data is None else self.codec.loads(data)
+        except (Unavailable, Corrupt):
+            return None
+
+    async def set(self, key: str, value: Any, ttl: float = 300) -> bool:
+        """Keep a value for ``ttl`` seconds; whether Redis confirmed it. If not, an older value goes too.
+
+        Raises:
+            CacheError: if ``ttl`` is no time, or the value would not come back as it is.
+        """
+        seconds, data = checked_ttl(ttl), self.codec.dumps(value)
+        try:
+            await self.write(key, data, seconds)
+        except Unavailable as why:
+            self.owe((key,), (), str(why))
+            return False
+        return True
+
+    async def delete(self, *keys: str) -> bool:
+        """Delete; whether there was something to delete. False if Redis is away: it is done when it is back."""
+        try:
+            return await self._unlink(keys) > 0
+        except Unavailable as why:
+            self.owe(keys, (), str(why))
+            return False
+
+    async def exists(self, key: str) -> bool:
+        """Whether there is a value under ``key``; False if Redis is away."""
+        try:
+            return bool(await self.call("EXISTS", key))
+        except Unavailable:
+            return False
+
+    @property
+    def codec(self) -> Codec:
+        """What makes bytes of the values of ``set``."""
+        if self._codec is None:
+            from labkit.cache.codec import Codec
+
+            self._codec = Codec()
+        return self._codec
+
+    async def _forget(self, keys: Sequence[str], tags: Sequence[str]) -> None:
+        await self._unlink([name for key in keys for name in (key, token_of(key))])
+        for tag in tags:
+            members = [member.decode() for member in await self.run(_BURY, (tag, grave_of(tag)))]
+            await self._unlink([name for key in members for name in (key, token_of(key))])
+            for start in range(0, len(members), _CHUNK):
+                await self.call("SREM", tag, *members[start : start + _CHUNK])
+
+    async def _unlink(self, names: Sequence[str]) -> int:
+        size = 1 if self.slots else _CHUNK
+        return sum([await self.call("UNLINK", *names[i : i + size]) for i in range(0, len(names), size)])
