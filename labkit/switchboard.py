@@ -76,11 +76,13 @@ class Switchboard:
 
     def switch(self, name: str, on: bool) -> None:
         """Begin or end a fault as its button does: never raises, but says what went wrong."""
+        if on == (name in self._on):
+            return
         self._said = ()
         try:
-            if on and name not in self._on:
+            if on:
                 self._on[name] = self._outages.fault(name).__enter__()
-            elif not on and name in self._on:
+            else:
                 self._on.pop(name).__exit__()
         except Exception as error:  # a button has nobody to raise to
             self._said = (("✗", str(error)),)
@@ -113,6 +115,7 @@ class Switchboard:
             )
             button.observe(lambda change, name=name: self._orders.put((name, change["new"])), "value")
             self._buttons[name] = button
+            _hear(button)
         self._text = ipywidgets.HTML(self._state())
         return ipywidgets.VBox([ipywidgets.HBox(list(self._buttons.values())), self._text])
 
@@ -127,6 +130,7 @@ class Switchboard:
                 sent = time.monotonic()
                 for widget in (self._text, *self._buttons.values()):
                     widget.send_state()
+                    _hear(widget)
         self._refresh()
 
     def _refresh(self) -> None:
@@ -137,6 +141,7 @@ class Switchboard:
             button.disabled = not self.usable
             if self._said and button.value != (name in self._on):  # what failed is not pressed
                 button.value = name in self._on
+            _hear(button)
 
     def _state(self) -> str:
         rows = [
@@ -154,3 +159,12 @@ class Switchboard:
         symbol, _ = self.lines[0]
         body = _html.Safe(self._state())
         return _html.card(say("faults.switchboard"), body, colour=_COLOURS[symbol], symbol=symbol, note=note)
+
+
+def _hear(widget: Any) -> None:
+    """Let the page choose the shell of the kernel that hears a press.
+
+    JupyterLab chooses one that is free while a cell runs. But ipykernel 7.4 prefers the shell from which the
+    widget spoke last, and notes it here: that is the cell's, which hears nothing until the cell has ended.
+    """
+    vars(widget.comm).pop("_reply_subshell_id", None)
