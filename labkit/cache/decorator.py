@@ -1,0 +1,250 @@
+"""``@cached``: a function or an endpoint whose answers are kept in Redis."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from labkit._text import say
+from labkit.cache import _endpoint
+from labkit.cache._endpoint import EndpointCall, keep_raised, use_raised
+from labkit.cache.arguments import Arguments, hints
+from labkit.cache.client import CacheClient, checked_ttl, finished
+from labkit.cache.codec import Codec
+from labkit.cache.engine import Engine, Life, Made
+from labkit.cache.entry import Entry
+from labkit.cache.events import Observer
+from labkit.cache.faces import Face, Looping, Threading
+from labkit.cache.keys import KeyMaker
+from labkit.cache.locks import Lock
+from labkit.cache.strategies.aside import CacheAside
+from labkit.cache.strategies.base import Strategy
+from labkit.errors import CacheError
+
+F = TypeVar("F", bound=Callable[..., Any])
+Tags = Sequence[str] | Callable[..., Iterable[str]]
+
+
+class _Fixed:
+    """Every value lives equally long."""
+
+    def __init__(self, ttl: float) -> None:
+        self._ttl = checked_ttl(ttl)
+
+    def seen(self, key: str) -> None:
+        pass
+
+    def filled(self, key: str, data: bytes) -> float:
+        return self._ttl
+
+    def forget(self, key: str) -> None:
+        pass
+
+
+@dataclass(slots=True)
+class FunctionCall:
+    """One call of a cached function, see ``engine.Call``."""
+
+    cache: Cache
+    run: Callable[[], Awaitable[Any]]
+    tags: Callable[[Any], Sequence[str]]
+
+    async def make(self) -> Made:
+        result = await self.run()
+        return Made(result, self.cache.codec.dumps(result), tags=self.tags(result))
+
+    def use(self, entry: Entry) -> Any:
+        codec = self.cache.codec
+        return use_raised(entry, codec) if entry.rendered else codec.loads(entry.payload)
+
+    def dress(self, result: Any, label: str, age: float) -> Any:
+        return result
+
+    def rescue(self, error: Exception) -> Made:
+        return keep_raised(error, self.cache.codec, self.cache.negative)
+
+    def behind(self) -> Callable[[Lock], Awaitable[object]] | None:
+        return functools.partial(self.cache.engine.fill, call=self) if self.cache.repeatable else None
+
+
+class Cache:
+    """What belongs to one cached function. ``cached`` makes it; ``cached_function.cache`` is it.
+
+    Attributes:
+        function: the function itself.
+        arguments: which of its arguments make the key.
+        engine: does the work.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        engine: Engine,
+        arguments: Arguments,
+        key_prefix: str,
+        tags: Tags,
+        negative: float | None,
+        types: Iterable[Any],
+    ) -> None:
+        self.function, self.engine, self.arguments, self.tags, self.negative = (
+            function,
+            engine,
+            arguments,
+            tags,
+            negative,
+        )
+        self.is_async = inspect.iscoroutinefunction(function)
+        self.codec = Codec([hints(function).get("return"), *types])
+        self.parameters = frozenset(inspect.signature(function).parameters)
+        self.repeatable = self.is_async and self.parameters.issubset(arguments.names)
+        self.prefix = f"{key_prefix}:" if key_prefix else f"{function.__qualname__.rpartition('.')[2]}:"
+        self._maker = KeyMaker(key_prefix, function, arguments.names)
+        self._doubles = _endpoint.doubles(function)
+
+    def key(self, *args: Any, **kwargs: Any) -> str:
+        """The name in Redis of the answer to these arguments; sessions and requests may be left out."""
+        return self._maker(self.arguments.values(args, kwargs))
+
+    async def call(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The answer: by a request if there is one in ``kwargs``, else the function's value."""
+        if _endpoint.CONNECTION in kwargs:
+            return await self._answer(kwargs)
+        values = self.arguments.values(args, kwargs)
+        return await self.engine.obtain(self._maker(values), self._call(self.function, args, kwargs, values))
+
+    async def refresh(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the function now and store its value."""
+        return await self.write(self.function, args, kwargs, self.arguments.values(args, kwargs))
+
+    async def write(self, function: Callable[..., Any], args: Any, kwargs: Any, values: tuple[Any, ...]) -> Any:
+        """Run ``function`` and store its value as the answer to ``values``."""
+        return await self.engine.overwrite(self._maker(values), self._call(function, args, kwargs, values))
+
+    async def _answer(self, kwargs: dict[str, Any]) -> Any:
+        request, injected = kwargs.pop(_endpoint.CONNECTION), kwargs.pop(_endpoint.RESPONSE)
+        for name, ours in self._doubles.items():
+            kwargs[name] = injected if ours == _endpoint.RESPONSE else request
+        values = self.arguments.values((), kwargs, request)
+        run, tags = functools.partial(self._run, self.function, (), kwargs), functools.partial(self._tags, values)
+        call = EndpointCall(request, injected, run, tags, self.codec, self.negative, not self.is_async)
+        if self.arguments.bypasses(request):
+            return call.dress((await call.make()).result, "BYPASS", 0)
+        key, lock = self._maker(values), request.scope.get(_endpoint.MARK)
+        if lock is not None and lock.key == key:
+            return await self.engine.fill(lock, call)
+        return await self.engine.obtain(key, call)
+
+    def _call(self, function: Callable[..., Any], args: Any, kwargs: Any, values: tuple[Any, ...]) -> FunctionCall:
+        run = functools.partial(self._run, function, args, kwargs)
+        return FunctionCall(self, run, functools.partial(self._tags, values))
+
+    async def _run(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        result = function(*args, **kwargs)
+        return await result if self.is_async else result
+
+    def _tags(self, values: tuple[Any, ...], result: Any) -> tuple[str, ...]:
+        if not self.tags:
+            return ()
+        named = dict(zip(self.arguments.names, values, strict=True))
+        if callable(self.tags):
+            return tuple(self.tags(result, **named))
+        return tuple(tag.format_map(named) for tag in self.tags)
+
+
+def cached(
+    ttl: float | Life = 300,
+    key_prefix: str = "",
+    *,
+    client: CacheClient,
+    strategy: Strategy | None = None,
+    tags: Tags = (),
+    who: Callable[..., Any] | None = None,
+    public: bool = False,
+    negative_ttl: float | None = None,
+    types: Iterable[Any] = (),
+    observer: Observer | None = None,
+) -> Callable[[F], Any]:
+    """Keep the answers of a function, ``async def`` or ``def``, or of an endpoint (below ``@router.get``), in Redis.
+
+    An endpoint's answer is kept as it is sent, and says ``X-Cache: HIT``, ``MISS``, ``STALE`` (an old one was served)
+    or ``BYPASS`` (the cache was not used), and its ``Age`` in seconds. Answers from 400 on, streams and what has a
+    cookie or is private are not kept. Concurrent callers share one run, those of other processes too. Where Redis is
+    away the function runs, and nothing fails.
+
+    The decorated function has
+
+    - ``key(*args, **kwargs)``: the name in Redis;
+    - ``invalidate(*args, **kwargs)``: forget an answer; whether Redis confirmed it. A run under way is not stored;
+    - ``invalidate_tag(tag)``: forget all with that tag, whichever function's they are;
+    - ``refresh(*args, **kwargs)``: run the function now, and keep what it gives;
+    - ``client``.
+
+    The last three but ``client`` are awaited if the function is ``async def``. Sessions and requests need not be given.
+
+    Args:
+        ttl: seconds that an answer is fresh, or something that learns them, as ``AdaptiveTTL``.
+        key_prefix: what the names in Redis begin with.
+        client: the connection to Redis.
+        strategy: what to do about old values; cache-aside by default.
+        tags: names with parameters of the function in them (``"user:{user_id}"``), or a function that gives names from
+            the result and, by name, from the arguments.
+        who: tells who is asking, from the arguments it names and ``request``: each has answers of his own.
+        public: whether the answer is the same for everybody, though the endpoint sees who is asking.
+        negative_ttl: seconds for which "not found" (404 and 410, also as ``HTTPException``) is kept; else it is not.
+        types: classes of values, besides those in the function's return annotation.
+        observer: told of every call.
+
+    Raises:
+        CacheError: if an option makes no sense, or the arguments of the function make no key.
+    """
+    if client is None or not hasattr(client, "forget"):
+        raise CacheError(say("cached.no_client", client=repr(client)))
+    life: Life = ttl if hasattr(ttl, "filled") else _Fixed(ttl)  # type: ignore[assignment]
+    negative = None if negative_ttl is None else checked_ttl(negative_ttl)
+
+    def decorate(function: F) -> Any:
+        name = function.__name__
+        if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+            raise CacheError(say("cached.generator", name=name))
+        arguments = Arguments(function, who, public)
+        face: Face = Looping(client) if inspect.iscoroutinefunction(function) else Threading(client)
+        engine = Engine(name, face, strategy or CacheAside(), life, observer)
+        cache = Cache(function, engine, arguments, key_prefix, tags, negative, types)
+        client.prefixes.add(cache.prefix)
+
+        async def invalidate(*args: Any, **kwargs: Any) -> bool:
+            return await engine.forget(cache.key(*args, **kwargs))
+
+        async def invalidate_tag(tag: str) -> bool:
+            return await engine.forget_tag(tag)
+
+        async def refresh(*args: Any, **kwargs: Any) -> Any:
+            return await cache.refresh(args, kwargs)
+
+        @functools.wraps(function)
+        async def call(*args: Any, **kwargs: Any) -> Any:
+            return await cache.call(args, kwargs)
+
+        shown: list[Any] = [call, invalidate, invalidate_tag, refresh]
+        if not cache.is_async:
+            shown = [_plain(one) for one in shown]
+        wrapper = shown[0]
+        wrapper.invalidate, wrapper.invalidate_tag, wrapper.refresh = shown[1:]
+        wrapper.key, wrapper.client, wrapper.cache = cache.key, client, cache
+        wrapper.__signature__ = _endpoint.signature(function)
+        return wrapper
+
+    return decorate
+
+
+def _plain(function: Callable[..., Any]) -> Any:
+    """A coroutine function that never suspends, as a plain function."""
+
+    @functools.wraps(function)
+    def plain(*args: Any, **kwargs: Any) -> Any:
+        return finished(function(*args, **kwargs))
+
+    return plain

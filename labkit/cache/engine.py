@@ -1,0 +1,302 @@
+"""One call of a cached function, from the look-up to the answer: what endpoints, functions and threads share."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Protocol
+
+from labkit.cache import locks
+from labkit.cache.client import Unavailable
+from labkit.cache.codec import Corrupt
+from labkit.cache.entry import Entry, unpack
+from labkit.cache.events import Event, Kind, Observer, tell
+from labkit.cache.faces import Face
+from labkit.cache.flights import Flight, Flights, Landed
+from labkit.cache.locks import Lock
+from labkit.cache.strategies.base import Strategy, Verdict
+
+_SEEN = 32  # bytes at the beginning of an entry that tell it from the one stored after it
+
+
+@dataclass(slots=True)
+class Raised:
+    """In the place of an answer: the exception that it is."""
+
+    error: Exception
+
+
+@dataclass(slots=True)
+class Made:
+    """What a run of the function gave.
+
+    Attributes:
+        result: for the caller who ran it; ``Raised``: what it raises.
+        payload: to be stored; None if it must not be.
+        status, media: as in ``Entry``.
+        tags: of the value.
+        ttl: seconds, where it is not the function's usual one.
+        failed: whether an older value would do better.
+    """
+
+    result: Any
+    payload: bytes | None
+    status: int = 0
+    media: str = ""
+    tags: Sequence[str] = ()
+    ttl: float | None = None
+    failed: bool = False
+
+
+class Call(Protocol):
+    """One call: of a function, or of an endpoint by a request."""
+
+    async def make(self) -> Made:
+        """Run the function."""
+
+    def use(self, entry: Entry) -> Any:
+        """The answer that ``entry`` holds; ``Raised``: what it raises. ``Corrupt`` if it holds none for this call."""
+
+    def dress(self, result: Any, label: str, age: float) -> Any:
+        """The answer with the word for where it is from and its age in seconds."""
+
+    def rescue(self, error: Exception) -> Made:
+        """The answer that an exception is, where it may be stored. Else raises it."""
+
+    def behind(self) -> Callable[[Lock], Awaitable[object]] | None:
+        """What computes the value without this caller; None if nothing can."""
+
+
+class Life(Protocol):
+    """How long values live: a number, or something that learns."""
+
+    def seen(self, key: str) -> object: ...
+    def filled(self, key: str, data: bytes) -> float: ...
+    def forget(self, key: str) -> object: ...
+
+
+class Engine:
+    """Looks up, computes, stores and tells, for one cached function."""
+
+    def __init__(self, name: str, face: Face, strategy: Strategy, life: Life, observer: Observer | None) -> None:
+        self.name, self.face, self.strategy, self.life, self.observer = name, face, strategy, life, observer
+        self.flights: Flights[Entry] = Flights()
+        self._refreshing: set[str] = set()
+
+    async def obtain(self, key: str, call: Call) -> Any:
+        """The answer to ``call``: from Redis, from somebody who is about to have it, or by running the function."""
+        start, arrived, flights, face = perf_counter(), self.flights.count, self.flights, self.face
+        while True:
+            flight, seat = flights.enter(key, face.home(), face.seat)
+            if seat is None:
+                return await self._lead(flight, call, start)
+            landed: Landed[Entry] = await self._join(flight, seat)
+            if landed.heir:
+                return await self._lead(flight, call, start)
+            if landed.error is not None:
+                self._tell("error", key, start, type(landed.error).__name__)
+                raise landed.error
+            if landed.found is None and landed.settled:  # nothing that could be shared: each for itself
+                return await self._lead(Flight(key, None, 0, away=True), call, start)
+            if landed.found is not None and (landed.settled or flight.born > arrived):
+                return self._serve(flight, call, landed.found, call.use(landed.found), start)
+
+    async def overwrite(self, key: str, call: Call) -> Any:
+        """Run the function and store what it gives, whatever is stored or under way."""
+        stored = False
+        try:
+            lock: Lock | None = await locks.seize(self.face, key)
+        except Unavailable:
+            lock = None
+        try:
+            made, entry = await self._run(Flight(key, None, 0, lock), call)
+            stored = await self._store(lock, entry, made)
+        finally:
+            if not stored:
+                await self.forget(key)
+            self.flights.detach(key)
+        return _given(made.result)
+
+    async def forget(self, key: str) -> bool:
+        """Invalidate ``key``; whether Redis confirmed it."""
+        self.life.forget(key)
+        try:
+            return await self.face.forget((key,))
+        finally:
+            self.flights.detach(key)  # whoever comes from now on joins nobody who began before
+
+    async def forget_tag(self, tag: str) -> bool:
+        """Invalidate what has ``tag``, of any function; whether Redis confirmed it."""
+        try:
+            return await self.face.forget((), (locks.tag_key(tag),))
+        finally:
+            self.flights.detach_all()
+
+    async def fill(self, lock: Lock, call: Call) -> Any:
+        """Run the function and store what it gives, under a lock that is held already."""
+        made, entry = await self._run(Flight(lock.key, None, 0, lock), call)
+        await self._store(lock, entry, made)
+        return made.result
+
+    async def _join(self, flight: Flight, seat: Any) -> Any:
+        try:
+            return await self.face.join(seat)
+        except BaseException:
+            if seat.done() and not seat.cancelled() and seat.result().heir:
+                self._abandon(flight)
+            raise
+
+    def _abandon(self, flight: Flight) -> None:
+        """The caller who leads is cancelled: somebody who waits goes on, or the lock is given back."""
+        if not self.flights.hand_over(flight) and flight.lock is not None:
+            self.face.spawn(_give_back(flight.lock))
+
+    async def _lead(self, flight: Flight, call: Call, start: float) -> Any:
+        try:
+            if flight.lock is None and not flight.away:
+                found = await self._look(flight, call)
+                if found is not None:
+                    self.flights.land(flight, Landed(flight.old))
+                    if flight.refresh and (again := await self._refresh(flight, call)) is not None:
+                        return await self._lead(again, call, start)
+                    return self._serve(flight, call, flight.old, found[0], start)
+            made, entry = await self._run(flight, call)
+        except Exception as error:
+            self._tell("error", flight.key, start, type(error).__name__)
+            self.flights.land(flight, Landed(error=error))
+            if flight.lock is not None:
+                await _give_back(flight.lock)
+            raise
+        except BaseException:
+            self._abandon(flight)
+            raise
+        stored = False
+        try:
+            stored = await self._store(flight.lock, entry, made)
+        finally:  # without a lock it is as good as it gets; refused, it is for those who came before it began
+            self.flights.land(flight, Landed(entry, settled=stored or flight.lock is None or entry is None))
+        if entry is flight.old and entry is not None:
+            return self._serve(flight, call, entry, made.result, start)
+        self._tell("bypass" if flight.away else "miss", flight.key, start)
+        return _given(call.dress(made.result, "BYPASS" if flight.away else "MISS", 0.0))
+
+    async def _look(self, flight: Flight, call: Call) -> tuple[Any] | None:
+        """What Redis holds (it is ``flight.old``), unless the function must run: then the flight has the lock, or
+        Redis is away."""
+        seen = b""
+        try:
+            data = await self.face.read(flight.key)
+            while True:
+                if data is not None:
+                    seen = data[:_SEEN]
+                    try:
+                        entry = unpack(data)
+                        flight.old, result = entry, call.use(entry)
+                        verdict = self.strategy.judge(entry, time.time(), random.random())
+                        if verdict is not Verdict.EXPIRED:
+                            flight.refresh = verdict is Verdict.STALE
+                            return (result,)
+                    except Corrupt:
+                        flight.old = None
+                        self._tell("error", flight.key, perf_counter(), "corrupt")
+                taken = await locks.take(self.face, flight.key, seen)
+                if isinstance(taken, Lock):
+                    flight.lock = taken
+                    return None
+                if isinstance(taken, str):
+                    await locks.wait(self.face, flight.key, taken)
+                data = taken if isinstance(taken, bytes) else None
+        except Unavailable:
+            flight.away = True
+            return None
+
+    async def _run(self, flight: Flight, call: Call) -> tuple[Made, Entry | None]:
+        """Run the function, the lock kept alive meanwhile; what it gave, and what is to be stored."""
+        created, start, old = time.time(), perf_counter(), flight.old
+        stop = self.face.keep(flight.lock) if flight.lock is not None else None
+        try:
+            made = await call.make()
+        except Exception as error:
+            made = Made(Raised(error), None, failed=True)
+            if old is None or not self.strategy.rescue(old, time.time()):
+                made = call.rescue(error)
+        finally:
+            if stop is not None:
+                stop()
+        if made.failed and old is not None and self.strategy.rescue(old, time.time()):
+            return Made(call.use(old), None), old
+        if made.payload is None:
+            return made, None
+        fresh = self.life.filled(flight.key, made.payload) if made.ttl is None else made.ttl
+        cost = perf_counter() - start
+        return made, Entry(made.payload, created, fresh, cost, bool(made.media), made.status, made.media)
+
+    async def _store(self, lock: Lock | None, entry: Entry | None, made: Made) -> bool:
+        """Give the lock back and store ``entry``; whether it is stored."""
+        if lock is None:
+            return False
+        try:
+            tagged = [await lock.tag(tag, self.strategy.keep(entry.fresh)) for tag in made.tags] if entry else [False]
+            if entry is None or not all(tagged):
+                await lock.finish()
+                return False
+            return await lock.finish(entry.pack(), self.strategy.keep(entry.fresh))
+        except Unavailable:
+            return False
+
+    async def _refresh(self, flight: Flight, call: Call) -> Flight | None:
+        """Have a value refreshed that is being served; if only this caller can, the flight on which it does so."""
+        key, behind, seen = flight.key, call.behind(), flight.old.pack()[:_SEEN]
+        if key in self._refreshing:
+            return None
+        self._refreshing.add(key)
+
+        async def refresh() -> Flight | None:
+            lock: Any = None
+            try:
+                lock = await locks.take(self.face, key, seen)
+                if not isinstance(lock, Lock):
+                    return None
+                if behind is None:
+                    return Flight(key, None, 0, lock, flight.old)
+                await behind(lock)
+            except Unavailable:
+                pass
+            except Exception as error:
+                self._tell("error", key, perf_counter(), f"refresh: {type(error).__name__}")
+            finally:
+                self._refreshing.discard(key)
+                if behind is not None and isinstance(lock, Lock):
+                    await _give_back(lock)
+            return None
+
+        if behind is None:
+            return await refresh()
+        self.face.spawn(refresh())
+        return None
+
+    def _serve(self, flight: Flight, call: Call, entry: Entry, result: Any, start: float) -> Any:
+        age = time.time() - entry.created
+        label = "BYPASS" if flight.away else "HIT" if age < entry.fresh else "STALE"
+        self.life.seen(flight.key)
+        self._tell("bypass" if flight.away else "hit" if age < entry.fresh else "stale", flight.key, start)
+        return _given(call.dress(result, label, age))
+
+    def _tell(self, kind: Kind, key: str, start: float, detail: str = "") -> None:
+        if self.observer is not None:
+            tell(self.observer, Event(kind, self.name, key, perf_counter() - start, detail))
+
+
+def _given(result: Any) -> Any:
+    if isinstance(result, Raised):
+        raise result.error
+    return result
+
+
+async def _give_back(lock: Lock) -> None:
+    with suppress(Unavailable):
+        await lock.finish()

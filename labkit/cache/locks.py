@@ -1,0 +1,112 @@
+"""Who computes a key, across processes: a token in Redis that its owner renews, and a wake-up for those who wait.
+
+Beside a value ``key`` there may be ``{key}:fill``, which holds the token of whoever computes it, and
+``{key}:<token>``, a stream in which the end of that computation is announced. An invalidation deletes the token
+with the value; what is stored without its token is refused. So an invalidation during a fill wins.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from labkit.cache.client import grave_of, token_of
+
+LEASE = 5.0  # seconds that a token lives unless it is renewed: what a dead owner costs the others at most
+_HEARD = 10_000  # milliseconds that the announcement can be read
+
+_TAKE = """
+local value = redis.call('GET', KEYS[1])
+if value and (ARGV[3] == '' or string.sub(value, 1, #ARGV[3]) ~= ARGV[3]) then return value end
+if redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[2]) then return redis.call('TIME') end
+return {redis.call('GET', KEYS[2])}
+"""
+_SEIZE = "redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) return redis.call('TIME')"
+_RENEW = "return redis.call('GET', KEYS[1]) == ARGV[1] and redis.call('PEXPIRE', KEYS[1], ARGV[2])"
+_FINISH = f"""
+local mine = redis.call('GET', KEYS[2]) == ARGV[1]
+if mine then
+  redis.call('DEL', KEYS[2])
+  if ARGV[2] ~= '0' then redis.call('SET', KEYS[1], ARGV[3], 'PX', ARGV[2]) end
+end
+redis.call('XADD', KEYS[3], '*', 'over', '1')
+redis.call('PEXPIRE', KEYS[3], {_HEARD})
+return mine
+"""
+_TAG = """
+local gone = redis.call('GET', KEYS[2])
+if gone and tonumber(gone) >= tonumber(ARGV[2]) then return false end
+redis.call('SADD', KEYS[1], ARGV[1])
+if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[3]) then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
+return true
+"""
+
+
+class Bytes(Protocol):
+    """What is needed of Redis; each raises ``Unavailable``."""
+
+    async def run(self, script: str, keys: Any = (), args: Any = ()) -> Any: ...
+    async def block(self, seconds: float, *words: Any) -> Any: ...
+
+
+@dataclass(slots=True, eq=False)
+class Lock:
+    """The right to compute ``key``, held since ``began`` (microseconds of Redis' own clock)."""
+
+    redis: Bytes
+    key: str
+    token: str
+    began: int
+
+    async def renew(self) -> bool:
+        """Hold it ``LEASE`` seconds more; False if it is lost."""
+        return bool(await self.redis.run(_RENEW, (token_of(self.key),), (self.token, round(LEASE * 1000))))
+
+    async def finish(self, data: bytes = b"", ttl: float = 0.0) -> bool:
+        """Give it back, wake whoever waits, and store ``data`` for ``ttl`` seconds (0: nothing).
+
+        Returns:
+            whether the lock was still held, and so ``data`` was stored.
+        """
+        keys = (self.key, token_of(self.key), _stream(self.key, self.token))
+        return bool(await self.redis.run(_FINISH, keys, (self.token, round(ttl * 1000), data)))
+
+    async def tag(self, tag: str, ttl: float) -> bool:
+        """Note that the value, which will be stored for ``ttl`` seconds, has ``tag``; False if that was invalidated."""
+        words = (self.key, self.began, round(ttl * 1000))
+        return bool(await self.redis.run(_TAG, (tag_key(tag), grave_of(tag_key(tag))), words))
+
+
+def tag_key(tag: str) -> str:
+    """The name of the set in Redis that holds the keys with ``tag``."""
+    return f"tag:{tag}"
+
+
+async def take(redis: Bytes, key: str, seen: bytes) -> Lock | bytes | str:
+    """The lock of ``key``; or its value, unless that begins with ``seen``; or the token of whoever has the lock."""
+    token = secrets.token_hex(8)
+    answer = await redis.run(_TAKE, (key, token_of(key)), (token, round(LEASE * 1000), seen))
+    if isinstance(answer, bytes):
+        return answer
+    return Lock(redis, key, token, _moment(answer)) if len(answer) == 2 else (answer[0] or b"").decode()
+
+
+async def seize(redis: Bytes, key: str) -> Lock:
+    """The lock of ``key``, whoever had it."""
+    token = secrets.token_hex(8)
+    answer = await redis.run(_SEIZE, (token_of(key),), (token, round(LEASE * 1000)))
+    return Lock(redis, key, token, _moment(answer))
+
+
+async def wait(redis: Bytes, key: str, token: str) -> None:
+    """Wait until the owner of ``token`` has ended, at most ``LEASE`` seconds."""
+    await redis.block(LEASE, b"XREAD", b"BLOCK", round(LEASE * 1000), b"STREAMS", _stream(key, token), b"0")
+
+
+def _stream(key: str, token: str) -> str:
+    return f"{{{key}}}:{token}"
+
+
+def _moment(answer: list[bytes]) -> int:
+    return int(answer[0]) * 1_000_000 + int(answer[1])
