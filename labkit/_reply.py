@@ -28,7 +28,7 @@ class Reply(NamedTuple):
         status: HTTP status; 500 where the endpoint raised before it answered.
         body: the whole body, streamed chunks joined.
         elapsed: seconds from the request to the last byte (background tasks are not in it).
-        queries: SQL statements that ran until then.
+        queries: SQL statements of the request; those of its background tasks are counted, as in a QueryReport.
         label: the request, as ``GET /users``.
         error: the learner's own frames and the exception if one was raised, else empty.
         note: what would help, as the nearest known paths after a 404, else empty.

@@ -2,12 +2,14 @@
 
 Routes are compared by what they answer to: kind, host, the shape of the path (``/users/{id}`` is the same
 shape as ``/users/{user_id}``, ``/users/me`` is another) and the methods. The newest takes the place of the
-one that it replaces, so that ``/users/me`` stays ahead of ``/users/{id}``.
+one that it replaces, so that ``/users/me`` stays ahead of ``/users/{id}``. Middleware of the same name, added by
+another run of a cell, is replaced in the same way; within one run, and outside of a notebook, layers add up.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -84,6 +86,7 @@ class Keeper:
         self._sizes: list[int] = []
         self._handlers = list(getattr(app, "exception_handlers", {}).values())
         self._add: Any = None
+        self._layers: list[tuple[Any, int]] = []  # of middleware, each with the run of a cell that added it
         self._unlock()
         self._settle(first=True)
 
@@ -105,8 +108,19 @@ class Keeper:
             def add_middleware(*args: Any, **options: Any) -> None:
                 app.middleware_stack = None
                 add(*args, **options)
+                self._settle_layer(app.user_middleware)
 
             self._add = app.add_middleware = add_middleware
+
+    def _settle_layer(self, layers: list[Any]) -> None:
+        """Put the newest layer in the place of one of its name that another run of a cell had added."""
+        new, run = layers[0], _run()
+        for old, before in self._layers:
+            if before != run and old in layers and _name(old) == _name(new):
+                layers.remove(new)
+                layers[layers.index(old)] = new
+                break
+        self._layers.append((new, run))
 
     def close(self) -> None:
         """Give the application its own ``add_middleware`` back."""
@@ -155,6 +169,27 @@ def _typed(route: Any) -> bool:
     return getattr(getattr(route, "endpoint", None), "__module__", None) == "__main__"
 
 
+def _run() -> int:
+    """The number of the cell's run; 0 outside of a notebook."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return getattr(shell, "execution_count", 0)
+
+
+def _name(layer: Any) -> tuple[object, ...]:
+    """What tells a middleware from others: its class and, of ``@app.middleware``, the function."""
+    return tuple(
+        (getattr(part, "__module__", ""), getattr(part, "__qualname__", part))
+        for part in (layer.cls, layer.kwargs.get("dispatch"))
+    )
+
+
+def _frameworks(route: Any) -> bool:
+    """Whether FastAPI added it on its own: ``/docs``, ``/openapi.json``."""
+    module = getattr(getattr(route, "endpoint", None), "__module__", None) or ""
+    return module.partition(".")[0] == "fastapi"
+
+
 def _forget(owners: list[Any]) -> None:
     """Clear what FastAPI remembers of the former routes: compiled routers and the OpenAPI document."""
     for owner in owners:
@@ -168,6 +203,7 @@ def _forget(owners: list[Any]) -> None:
 
 def suggest(app: Any, path: str) -> str:
     """A sentence with the known paths nearest to one that is not known; empty if there is none."""
-    known = list(dict.fromkeys(e.path for e in _Map(app).entries if hasattr(e.route, "methods")))
+    own = (e for e in _Map(app).entries if hasattr(e.route, "methods") and not _frameworks(e.route))
+    known = list(dict.fromkeys(e.path for e in own))
     near = get_close_matches(path, known, 3, 0.5) or known[:3]
     return say("core.unknown_path", path=path, known=", ".join(near)) if near else ""

@@ -108,7 +108,7 @@ async def call(
         params: added to the query string; lists repeat the name, booleans become ``true`` and ``false``.
         json: sent as JSON; ``body`` sends bytes or text as they are (name their type in ``headers``).
         state: what the lifespan left for the requests (``Lifespan.state``).
-        count: read when the last byte arrives, becomes ``Reply.queries``.
+        count: read at the very end, becomes ``Reply.queries``.
         explain: makes ``Reply.error`` of what the application raised.
 
     Raises:
@@ -137,7 +137,7 @@ async def call(
         "server": _SERVER,
         "state": dict(state) if state else {},
     }
-    status, finish, queries = 0, 0.0, 0
+    status, finish = 0, 0.0
     answered: RawHeaders = ()
     chunks: list[bytes] = []
     sent = False
@@ -154,14 +154,12 @@ async def call(
         return {"type": "http.disconnect"}
 
     async def send(message: MutableMapping[str, Any]) -> None:
-        nonlocal status, answered, finish, queries
+        nonlocal status, answered, finish
         if message["type"] == "http.response.body":
             if chunk := message.get("body"):
                 chunks.append(chunk)
             if not message.get("more_body"):
                 finish = perf_counter()
-                if count is not None:
-                    queries = count()
                 if ended is not None:
                     ended.set()
         elif message["type"] == "http.response.start":
@@ -183,9 +181,9 @@ async def call(
             error, finish = say("core.no_answer", label=f"{method} {decoded}"), perf_counter()
     if error:
         status = status or 500
-        queries = queries or (count() if count is not None else 0)
     elif status == 404 and "endpoint" not in scope:
         note = _routes.suggest(app, decoded)
+    queries = 0 if count is None else count()
     return Reply(status, b"".join(chunks), answered, finish - start, queries, f"{method} {path}", error, note)
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+
+import pytest
 
 from labkit._home import Flight
+from labkit._loop import LoopThread
+from labkit.errors import AppError
 
 LIMIT = 0.1
 
@@ -24,6 +28,19 @@ class Context:
             yield
         finally:
             self.steps.append("out")
+
+
+@pytest.fixture(name="context")
+def the_context() -> Context:
+    return Context()
+
+
+@pytest.fixture(name="loop")
+def the_loop(context: Context) -> Iterator[LoopThread]:
+    thread = LoopThread(context, limit=2.0)
+    yield thread
+    with suppress(AppError):
+        thread.close()
 
 
 async def answer() -> int:

@@ -253,9 +253,18 @@ def test_an_unknown_path_names_the_nearest() -> None:
     assert run(call(app, "GET", "/missing/3")).note == ""  # the application's own 404
 
 
-def test_the_count_is_read_with_the_last_byte() -> None:
-    seen = iter([7, 99])
-    assert run(call(echo(), "GET", "/echo/a", count=lambda: next(seen))).queries == 7
+def test_the_count_is_read_once_when_the_background_tasks_are_done() -> None:
+    app, ran = FastAPI(), list[str]()
+
+    @app.get("/later")
+    async def later(tasks: BackgroundTasks) -> None:
+        tasks.add_task(ran.append, "background")
+
+    def count() -> int:
+        ran.append("count")
+        return len(ran)
+
+    assert run(call(app, "GET", "/later", count=count)).queries == 2 and ran == ["background", "count"]
 
 
 def test_the_call_costs_next_to_nothing() -> None:

@@ -6,7 +6,7 @@ import asyncio
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -17,20 +17,7 @@ import pytest
 from labkit._home import Flight
 from labkit._loop import LoopThread
 from labkit.errors import AppError, RequestError, RequestTimeout
-from tests.looping import LIMIT, Context, answer, until
-
-
-@pytest.fixture
-def context() -> Context:
-    return Context()
-
-
-@pytest.fixture
-def loop(context: Context) -> Iterator[LoopThread]:
-    thread = LoopThread(context, limit=2.0)
-    yield thread
-    with suppress(AppError):
-        thread.close()
+from tests.looping import LIMIT, Context, answer, the_context, the_loop, until  # noqa: F401 (the fixtures)
 
 
 def test_a_value_and_an_exception_come_back(loop: LoopThread, context: Context) -> None:

@@ -10,28 +10,14 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 
 import anyio.to_thread
 import pytest
 
 from labkit._loop import LoopThread
-from labkit.errors import AppError, RequestError, RequestTimeout
-from tests.looping import LIMIT, Context, answer, until
-
-
-@pytest.fixture
-def context() -> Context:
-    return Context()
-
-
-@pytest.fixture
-def loop(context: Context) -> Iterator[LoopThread]:
-    thread = LoopThread(context, limit=2.0)
-    yield thread
-    with suppress(AppError):
-        thread.close()
+from labkit.errors import RequestError, RequestTimeout
+from tests.looping import LIMIT, Context, answer, the_context, the_loop, until  # noqa: F401 (the fixtures)
 
 
 def test_a_wait_is_cancelled_where_it_waits(loop: LoopThread, context: Context) -> None:

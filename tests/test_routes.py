@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from starlette.applications import Starlette
 from starlette.routing import Host, Mount, Route
 
+from labkit import _routes
 from labkit._routes import Keeper, suggest
 from labkit.asgi import call
 
@@ -248,6 +250,50 @@ def test_middleware_and_handlers_may_come_after_the_start() -> None:
     keeper.close()
     with pytest.raises(RuntimeError, match="after an application has started"):
         app.add_middleware(type(mark))  # type: ignore[arg-type]
+
+
+def test_middleware_of_a_cell_that_runs_again_takes_the_former_ones_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    app, seen = FastAPI(), list[str]()
+    app.get("/a")(says("a"))
+    keeper = Keeper(app)
+
+    def layer(word: str) -> None:
+        @app.middleware("http")
+        async def mark(request: Request, call_next: Any) -> Any:
+            seen.append(word)
+            return await call_next(request)
+
+    class Pure:
+        def __init__(self, app: Any, word: str) -> None:
+            self.app, self.word = app, word
+
+        async def __call__(self, *arguments: Any) -> None:
+            seen.append(self.word)
+            await self.app(*arguments)
+
+    def after(run: int, *words: str) -> list[str]:
+        monkeypatch.setattr(_routes, "_run", lambda: run)
+        for word in words:
+            app.add_middleware(Pure, word=word) if word.startswith("pure") else layer(word)
+        seen.clear()
+        get(app, "/a")
+        return seen
+
+    assert after(1, "mark", "mark too") == ["mark too", "mark"], "one run may add several"
+    assert after(2, "pure") == ["pure", "mark too", "mark"]
+    assert after(3, "new", "newer") == ["pure", "newer", "new"]
+    assert after(4, "pure again") == ["pure again", "newer", "new"]
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "IPython", None)
+    assert _routes._run() == 0, "no notebook, no cell that runs again"
+    keeper.close()
+
+
+def test_only_what_the_application_declares_itself_is_suggested() -> None:
+    app = FastAPI()
+    app.get("/dogs")(says("dogs"))
+    assert "/dogs" in suggest(app, "/docs") and "openapi" not in suggest(app, "/docs")
+    assert suggest(FastAPI(), "/docs") == ""
 
 
 def test_nothing_happens_when_nothing_changed(monkeypatch: pytest.MonkeyPatch) -> None:
