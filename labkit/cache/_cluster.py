@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextvars import Context
 from typing import Any
 
 import hiredis
@@ -13,66 +12,48 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
-from labkit.cache._commands import Unavailable
+from labkit.cache._commands import Unavailable, why
 
 
 class ClusterLink:
-    """As `labkit.cache._link.Link`, for ``redis+cluster://`` and ``rediss+cluster://`` addresses."""
+    """As `labkit.cache._link.Link`, for ``redis+cluster://`` and ``rediss+cluster://`` addresses.
+
+    It opens with the first question. To be closed before its loop ends.
+    """
 
     def __init__(self, url: str, timeout: float, lost: Callable[[str], None]) -> None:
         self.loop = asyncio.get_running_loop()
-        self.closed = False
         self.opened: asyncio.Future[None] = self.loop.create_future()
-        self._over = asyncio.Event()
+        self.opened.set_result(None)
+        self.task: asyncio.Task[None] | None = None
         self._timeout, self._lost = timeout, lost
-        self._cluster = RedisCluster.from_url(
-            url.replace("+cluster", ""),
-            protocol=2,
-            socket_timeout=None,
-            socket_connect_timeout=None,
-            retry=Retry(NoBackoff(), 0),
-        )
-        self.task = self.loop.create_task(self._live(), context=Context())
+        options: dict[str, Any] = {"protocol": 2, "socket_timeout": None, "socket_connect_timeout": None}
+        retry = Retry(NoBackoff(), 0)
+        self._cluster = RedisCluster.from_url(url.replace("+cluster", ""), retry=retry, **options)
+
+    @property
+    def closed(self) -> bool:
+        return self.task is not None
 
     async def ask(self, words: tuple[Any, ...], seconds: float | None = None) -> Any:
         """The answer to a command, a ``hiredis.ReplyError`` if it was refused; raises ``Unavailable``."""
-        if self.closed:
-            raise Unavailable("closed")
         try:
             async with asyncio.timeout(self._timeout if seconds is None else seconds):
                 return await self._cluster.execute_command(*words)
         except ResponseError as refused:
-            return hiredis.ReplyError(str(refused))
+            return hiredis.ReplyError(why(refused))
         except (OSError, RedisError) as error:
-            self._fail(error)
-            raise Unavailable(str(error)) from None
+            if not self.closed:
+                self.close()
+                self._lost(why(error))
+            raise Unavailable(why(error)) from None
 
-    def close(self, reason: str = "") -> None:
-        self.closed = True
-        self._over.set()
+    def close(self) -> None:
+        """Close the connections, in a task of its own. Only within the loop; twice is fine."""
+        if self.task is None:
+            self.task = self.loop.create_task(self._cluster.aclose())
 
     def leave(self) -> None:
         """Close, from whichever thread and whether the loop still runs or not."""
-        self.closed = True
         if not self.loop.is_closed():
             self.loop.call_soon_threadsafe(self.close)
-
-    def _fail(self, error: Exception) -> None:
-        if not self.closed:
-            self.close()
-            self._lost("timeout" if isinstance(error, TimeoutError) else f"{type(error).__name__}: {error}")
-
-    async def _live(self) -> None:
-        try:
-            async with asyncio.timeout(self._timeout):
-                await self._cluster.initialize()
-            self.opened.set_result(None)
-            await self._over.wait()
-        except (OSError, RedisError) as error:
-            self._fail(error)
-        finally:
-            self.close()
-            if not self.opened.done():
-                self.opened.set_exception(Unavailable("closed"))
-                self.opened.exception()  # perhaps nobody asks
-            await self._cluster.aclose()

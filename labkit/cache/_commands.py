@@ -10,13 +10,13 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
+
+from redis.exceptions import NoScriptError
 
 from labkit._text import say
+from labkit.cache.codec import Codec, Corrupt
 from labkit.errors import CacheError
-
-if TYPE_CHECKING:
-    from labkit.cache.codec import Codec
 
 T = TypeVar("T")
 Word = bytes | str | int | float
@@ -34,6 +34,13 @@ return redis.call('SMEMBERS', KEYS[1])
 
 class Unavailable(Exception):
     """Redis is away, silent or refuses. Never leaves the cache: it runs the function instead."""
+
+
+def why(error: Exception) -> str:
+    """In a word or two, for a log: why Redis did not answer."""
+    if isinstance(error, NoScriptError):
+        return "NOSCRIPT"  # redis-py leaves the word out
+    return "timeout" if isinstance(error, TimeoutError) else f"{type(error).__name__}: {error}"
 
 
 def token_of(key: str) -> str:
@@ -73,10 +80,11 @@ class Commands(ABC):
 
     Attributes:
         slots: whether the server is a cluster, where one command takes keys of one slot only.
+        codec: makes bytes of the values of ``set``.
     """
 
     slots = False
-    _codec: Codec | None = None
+    codec = Codec()
 
     @abstractmethod
     async def call(self, *words: Word) -> Any:
@@ -123,16 +131,16 @@ class Commands(ABC):
             until then, or until the value's time is over if this process ends first.
         """
         try:
-            await self._forget(keys, tags)
-        except Unavailable as why:
-            self.owe(keys, tags, str(why))
-            return False
+            await self.wipe(keys, tags)
+        except BaseException as error:  # also where it is cut short
+            self.owe(keys, tags, str(error))
+            if isinstance(error, Unavailable):
+                return False
+            raise
         return True
 
     async def get(self, key: str) -> Any:
         """The value under ``key``; None if there is none, it is unusable or Redis is away."""
-        from labkit.cache.codec import Corrupt
-
         try:
             data = await self.read(key)
             return None if data is None else self.codec.loads(data)
@@ -148,17 +156,17 @@ class Commands(ABC):
         seconds, data = checked_ttl(ttl), self.codec.dumps(value)
         try:
             await self.write(key, data, seconds)
-        except Unavailable as why:
-            self.owe((key,), (), str(why))
+        except Unavailable as error:
+            self.owe((key,), (), str(error))
             return False
         return True
 
     async def delete(self, *keys: str) -> bool:
         """Delete; whether there was something to delete. False if Redis is away: it is done when it is back."""
         try:
-            return await self._unlink(keys) > 0
-        except Unavailable as why:
-            self.owe(keys, (), str(why))
+            return await self.unlink(keys) > 0
+        except Unavailable as error:
+            self.owe(keys, (), str(error))
             return False
 
     async def exists(self, key: str) -> bool:
@@ -168,23 +176,16 @@ class Commands(ABC):
         except Unavailable:
             return False
 
-    @property
-    def codec(self) -> Codec:
-        """What makes bytes of the values of ``set``."""
-        if self._codec is None:
-            from labkit.cache.codec import Codec
-
-            self._codec = Codec()
-        return self._codec
-
-    async def _forget(self, keys: Sequence[str], tags: Sequence[str]) -> None:
-        await self._unlink([name for key in keys for name in (key, token_of(key))])
+    async def wipe(self, keys: Iterable[str], tags: Iterable[str]) -> None:
+        """What ``forget`` does, if all goes well. Raises ``Unavailable``."""
+        await self.unlink([name for key in keys for name in (key, token_of(key))])
         for tag in tags:
             members = [member.decode() for member in await self.run(_BURY, (tag, grave_of(tag)))]
-            await self._unlink([name for key in members for name in (key, token_of(key))])
+            await self.unlink([name for key in members for name in (key, token_of(key))])
             for start in range(0, len(members), _CHUNK):
                 await self.call("SREM", tag, *members[start : start + _CHUNK])
 
-    async def _unlink(self, names: Sequence[str]) -> int:
+    async def unlink(self, names: Sequence[str]) -> int:
+        """Delete these names; how many there were. Raises ``Unavailable``."""
         size = 1 if self.slots else _CHUNK
         return sum([await self.call("UNLINK", *names[i : i + size]) for i in range(0, len(names), size)])

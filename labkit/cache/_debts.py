@@ -16,7 +16,7 @@ class Debts:
 
     Args:
         lock: held for every change; the breaker's, so that it never closes on a new debt.
-        prefixes: beginnings of the keys that are this cache's own.
+        prefixes: beginnings of the keys that are this cache's own. Keys that begin otherwise are never forgotten.
     """
 
     def __init__(self, lock: AbstractContextManager[Any], prefixes: set[str], bound: int = BOUND) -> None:
@@ -44,26 +44,20 @@ class Debts:
         """Have all of it done; what fails is owed still.
 
         Args:
-            scan: gives the names in Redis that match a pattern.
+            scan: ``scan(match=, count=)`` gives the names in Redis that match a pattern.
 
         Raises:
-            Unavailable: if Redis does not do it.
+            Exception: whatever keeps Redis from doing it.
         """
         with self._lock:
             keys, tags, everything = self.keys, self.tags, self.everything
             self.keys, self.tags, self.everything = set(), set(), False
         try:
-            await commands._forget(list(keys), list(tags))
-            if everything:
-                for prefix in sorted(self._prefixes):
-                    for start in (_plain(prefix), "{" + _plain(prefix)):  # the value, and the token of its fill
-                        names = [name.decode() for name in scan(match=start + "*", count=1000)]
-                        await commands._unlink(names)
+            await commands.wipe(keys, tags)
+            for prefix in sorted(self._prefixes if everything else ()):
+                for start in (prefix, "{" + prefix):  # the value, and the token of its fill
+                    pattern = "".join("\\" + char if char in "*?[]\\^" else char for char in start) + "*"
+                    await commands.unlink([name.decode() for name in scan(match=pattern, count=1000)])
         except BaseException:
             self.add(keys, tags, everything)
             raise
-
-
-def _plain(prefix: str) -> str:
-    """A pattern that matches just this text."""
-    return "".join("\\" + char if char in "*?[]\\^" else char for char in prefix)

@@ -20,7 +20,7 @@ import hiredis
 from redis.asyncio import ConnectionPool
 from redis.exceptions import RedisError
 
-from labkit.cache._commands import Unavailable
+from labkit.cache._commands import Unavailable, why
 
 _NOTHING = object()
 
@@ -140,6 +140,6 @@ class Link(asyncio.Protocol):
                 self._transport.abort()
         except (OSError, RedisError) as error:
             await connection.disconnect(nowait=True)
-            self.close("timeout" if isinstance(error, TimeoutError) else f"{type(error).__name__}: {error}")
+            self.close(why(error))
         finally:
             self.close("ended")

@@ -3,65 +3,81 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
+from contextlib import closing
+from typing import Any, Protocol
 
 from redis import BlockingConnectionPool, Redis, RedisCluster
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 from redis.retry import Retry
 
-from labkit.cache._commands import LATE, Commands, Unavailable, Word, finished
+from labkit.cache._commands import LATE, Commands, Unavailable, Word, finished, why
+
+
+class Owner(Protocol):
+    """The client, and what it decides for both faces."""
+
+    timeout: float
+    slots: bool
+
+    def address(self) -> str: ...
+    def use(self) -> None: ...
+    def trip(self, reason: str) -> None: ...
+    def owe(self, keys: Iterable[str], tags: Iterable[str], reason: str) -> None: ...
 
 
 class Blocking(Commands):
     """Commands whose coroutines never suspend (see ``finished``).
 
     Args:
-        url: gives the address, at the first use.
-        timeout: seconds that a call may take.
+        owner: asked whether Redis may be used, and told when it does not answer.
         size: connections at most; who comes when all are taken waits.
-        use: raises ``Unavailable`` while Redis may not be used.
-        lost: told why Redis did not answer.
-        owe: told of an invalidation that was not confirmed.
+        patience: seconds that an answer may take; None for the owner's.
+        probe: do not ask.
     """
 
-    def __init__(
-        self,
-        url: Callable[[], str],
-        timeout: float,
-        size: int,
-        use: Callable[[], None],
-        lost: Callable[[str], None],
-        owe: Callable[[Iterable[str], Iterable[str], str], None],
-    ) -> None:
-        self._url, self._timeout, self._size = url, timeout, size
-        self._use, self._lost, self._owe = use, lost, owe
-        self._lock = threading.Lock()
+    def __init__(self, owner: Owner, size: int, patience: float | None = None, probe: bool = False) -> None:
+        self._owner, self._size, self._patience, self._probe = owner, size, patience, probe
         self._redis: Redis | RedisCluster | None = None
-
-    @property
-    def redis(self) -> Redis | RedisCluster:
-        """redis-py's client, without retries."""
-        with self._lock:
-            if self._redis is None:
-                self._redis = self._opened(self._timeout)
-            return self._redis
+        self._lock = threading.Lock()
 
     async def call(self, *words: Word) -> Any:
-        self._use()
-        return self._asked(self.redis, words)
+        if not self._probe:
+            self._owner.use()
+        try:
+            return self.redis().execute_command(*words)  # type: ignore[no-untyped-call]
+        except ResponseError as refused:
+            raise Unavailable(why(refused)) from None
+        except (OSError, RedisError) as error:
+            self._owner.trip(why(error))
+            raise Unavailable(why(error)) from None
 
     async def block(self, seconds: float, *words: Word) -> Any:
-        self._use()
-        redis = self._opened(seconds + LATE)
-        try:
-            return self._asked(redis, words)
-        finally:
-            redis.close()
+        with closing(Blocking(self._owner, 1, seconds + LATE)) as aside:
+            return await aside.call(*words)
 
     def owe(self, keys: Iterable[str], tags: Iterable[str], reason: str) -> None:
-        self._owe(keys, tags, reason)
+        self._owner.owe(keys, tags, reason)
+
+    def redis(self) -> Redis | RedisCluster:
+        """redis-py's client, without its retries."""
+        with self._lock:
+            if self._redis is None:
+                url, timeout = self._owner.address(), self._owner.timeout
+                self.slots = self._owner.slots
+                options: dict[str, Any] = {
+                    "protocol": 2,
+                    "socket_timeout": self._patience or timeout,
+                    "socket_connect_timeout": timeout,
+                    "retry": Retry(NoBackoff(), 0),
+                }
+                if self.slots:
+                    self._redis = RedisCluster.from_url(url.replace("+cluster", ""), **options)
+                else:
+                    options |= {"max_connections": self._size, "timeout": timeout, "driver_info": None}
+                    self._redis = Redis(connection_pool=BlockingConnectionPool.from_url(url, **options))
+            return self._redis
 
     def close(self) -> None:
         """Close the connections; the next call opens them again."""
@@ -69,45 +85,6 @@ class Blocking(Commands):
             redis, self._redis = self._redis, None
         if redis is not None:
             redis.close()
-
-    def _asked(self, redis: Redis | RedisCluster, words: tuple[Word, ...]) -> Any:
-        try:
-            if isinstance(redis, RedisCluster):
-                return redis.execute_command(*words)
-            connection = redis.connection_pool.get_connection()
-            try:
-                connection.send_command(*words)
-                return connection.read_response()
-            except ResponseError:
-                raise
-            except BaseException:  # half done: its answer would be the next caller's
-                connection.disconnect()
-                raise
-            finally:
-                redis.connection_pool.release(connection)
-        except ResponseError as refused:
-            raise Unavailable(str(refused)) from None
-        except (OSError, RedisError) as error:
-            self._lost(f"{type(error).__name__}: {error}")
-            raise Unavailable(str(error)) from None
-
-    def _opened(self, timeout: float) -> Redis | RedisCluster:
-        url = self._url()
-        options: dict[str, Any] = {
-            "protocol": 2,
-            "driver_info": None,
-            "socket_timeout": timeout,
-            "socket_connect_timeout": self._timeout,
-            "retry": Retry(NoBackoff(), 0),
-        }
-        try:
-            if self.slots:
-                return RedisCluster.from_url(url.replace("+cluster", ""), cluster_error_retry_attempts=0, **options)
-        except (OSError, RedisError) as error:
-            self._lost(f"{type(error).__name__}: {error}")
-            raise Unavailable(str(error)) from None
-        pool = BlockingConnectionPool.from_url(url, max_connections=self._size, timeout=self._timeout, **options)
-        return Redis(connection_pool=pool)
 
 
 class SyncClient:

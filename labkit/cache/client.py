@@ -63,8 +63,7 @@ class CacheClient(Commands):
         self._link: Link | ClusterLink | None = None
         self._aside: set[Link | ClusterLink] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
-        blocking = Blocking(self._url, timeout, max_connections, self._use, self._trip, self.owe)
-        self.sync = SyncClient(blocking)
+        self.sync = SyncClient(Blocking(self, max_connections))
 
     async def call(self, *words: Word) -> Any:
         """The answer to any command, as bytes. Raises ``Unavailable``."""
@@ -78,7 +77,7 @@ class CacheClient(Commands):
         return _accepted(answer)
 
     async def block(self, seconds: float, *words: Word) -> Any:
-        self._use()
+        self.use()
         link = self._open()
         self._aside.add(link)
         try:
@@ -98,7 +97,7 @@ class CacheClient(Commands):
         with self.breaker.lock:
             self._debts.add(keys, tags)
             if self.breaker.closed:
-                self._trip(reason)
+                self.trip(reason)
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run something in the background; ``close`` ends it."""
@@ -109,15 +108,15 @@ class CacheClient(Commands):
 
     async def close(self) -> None:
         """End what runs in the background and close the connections; the next call opens them again."""
-        loop, me = asyncio.get_running_loop(), asyncio.current_task()
-        if tasks := [task for task in self._tasks if task is not me and task.get_loop() is loop]:
-            _, slow = await asyncio.wait(tasks, timeout=self.timeout)
-            for task in slow:
-                task.cancel()
-            await asyncio.gather(*slow, return_exceptions=True)
-        left = self._leave()
-        if living := [link.task for link in left if link.loop is loop]:
-            await asyncio.wait(living)
+        loop = asyncio.get_running_loop()
+        mine = [task for task in self._tasks - {asyncio.current_task()} if task.get_loop() is loop]
+        _, slow = await asyncio.wait(mine, timeout=self.timeout) if mine else ((), ())
+        for task in slow:
+            task.cancel()
+        links = [link for link in self._leave() if link.loop is loop]
+        for link in links:
+            link.close()
+        await asyncio.gather(*slow, *(link.task for link in links if link.task), return_exceptions=True)
         self.sync.commands.close()
 
     async def __aenter__(self) -> Self:
@@ -130,20 +129,17 @@ class CacheClient(Commands):
         if "_link" in self.__dict__:  # else __init__ has failed
             self._leave()
 
-    def _use(self) -> None:
+    def use(self) -> None:
         """Raise ``Unavailable`` unless Redis may be used; start a probe if it is time."""
         if self.breaker.closed:
             return
         if self.breaker.due():
-            try:
-                threading.Thread(target=self._probe, name="labkit-cache-probe", daemon=True).start()
-            except RuntimeError as error:  # the interpreter ends
-                self.breaker.trip(str(error))
+            threading.Thread(target=self._probe, name="labkit-cache-probe", daemon=True).start()
         raise Unavailable(self.breaker.state)
 
     async def _connected(self) -> Link | ClusterLink:
         """The connection of the running loop. The first caller opens it, the others wait for that."""
-        self._use()
+        self.use()
         link = self._link
         if link is None or link.closed or link.loop is not asyncio.get_running_loop():
             self._leave()
@@ -156,16 +152,18 @@ class CacheClient(Commands):
 
         def lost(reason: str) -> None:
             if (client := me()) is not None:
-                client._trip(reason)
+                client.trip(reason)
 
-        return (ClusterLink if self.slots else Link)(self._url(), self.timeout, lost)
+        return (ClusterLink if self.slots else Link)(self.address(), self.timeout, lost)
 
-    def _url(self) -> str:
+    def address(self) -> str:
+        """Where Redis is; asked whenever a connection is opened."""
         url = self._given if isinstance(self._given, str) else self._given()
-        self.slots = self.sync.commands.slots = "+cluster://" in url
+        self.slots = "+cluster://" in url
         return url
 
-    def _trip(self, reason: str) -> None:
+    def trip(self, reason: str) -> None:
+        """Redis did not answer: nobody asks it until a probe has found it back."""
         self.breaker.trip(reason)
         self._leave()
 
@@ -179,15 +177,14 @@ class CacheClient(Commands):
 
     def _probe(self) -> None:
         """Look for Redis, pay what is owed to it, and only then close the breaker. In a thread of its own."""
-        probe = Blocking(self._url, self.timeout, 1, lambda: None, self._trip, self.owe)
-        probe.slots = self.slots
+        probe = Blocking(self, 1, probe=True)
         try:
             with self._probing:
                 finished(probe.call("PING"))
                 while not self.breaker.close(unless=self._debts.__bool__) and self.breaker.state == "half_open":
-                    finished(self._debts.pay(probe, probe.redis.scan_iter))
+                    finished(self._debts.pay(probe, probe.redis().scan_iter))
         except Exception as error:  # whatever it is: nobody waits for this thread
-            self._trip(str(error))
+            self.trip(str(error))
         finally:
             probe.close()
 
