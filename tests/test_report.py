@@ -20,6 +20,8 @@ from labkit.course import deliverables, quality, report, rubric
 from labkit.course.cards import words
 from labkit.course.evidence import Evidence
 from labkit.course.exercises import Outline, outline_from
+from labkit.course.probe import Outcome
+from labkit.course.traffic import Strategies, Traffic
 from labkit.profiling.nplus1 import Finding
 
 SOURCE = "def total(items):\n    '''Sum of the items.'''\n    return reduce(add, items, START)\n"
@@ -259,6 +261,15 @@ def test_statements_of_the_session_are_left_out() -> None:
     assert deliverables.own_part(cell) == "router = 1\ndef f(lab):\n    return lab.get('/')"
 
 
+def test_the_labs_redis_becomes_the_usual_address() -> None:
+    setup, made = "lab = Lab()\nsize = lab.size\n", "client = connect(lab.redis.url)\n"
+    cell = made + "def f():\n    return client, size, lab\n"
+    needs = deliverables.requirements("def g():\n    return client, lab\n", [setup, made])
+    assert needs == ['client = connect("redis://127.0.0.1:6379/0")']
+    module = deliverables.module("T.", [(cell, [])])
+    assert 'client = connect("redis://127.0.0.1:6379/0")' in module and "Lab()" not in module
+
+
 @given(st.text(max_size=60))
 def test_no_cell_breaks_the_search_for_requirements(cell: str) -> None:
     deliverables.requirements(cell, [cell, "x = 1"])
@@ -297,6 +308,53 @@ def test_no_level_without_the_same_answer_and_the_budget(evidence: Evidence, wro
     check(evidence, exercise="1.1")
     check(evidence, exercise="1.2")
     assert rubric.levels(evidence)[0].level == 1
+
+
+def cached(evidence: Evidence, rate: float, compared: int = 3, foreign: int = 0) -> rubric.Level:
+    """The cache's level for a hit rate on 1,000 requests."""
+    hits = round(1000 * rate)
+    outcomes: list[Outcome] = ["hit"] * hits + ["miss"] * (1000 - hits - foreign) + ["foreign"] * foreign
+    one = Traffic("x", 1000 - hits, 10, tuple(outcomes))
+    evidence.keep("traffic", one)
+    if compared:
+        evidence.keep("strategies", Strategies((one,) * compared))
+    return rubric.levels(evidence, room="lesson_02")[1]
+
+
+@pytest.mark.parametrize(
+    ("rate", "compared", "level"), [(0.39, 3, 1), (0.4, 3, 2), (0.6, 3, 3), (0.8, 3, 4), (0.87, 1, 3), (0.87, 0, 3)]
+)
+def test_the_level_of_the_cache_follows_the_hit_rate(
+    evidence: Evidence, rate: float, compared: int, level: int
+) -> None:
+    found = cached(evidence, rate, compared)
+    assert (found.criterion, found.level) == ("cache", level)
+    assert rubric.levels(evidence, room="lesson_01")[1].level is None, "each lesson has its own criterion"
+
+
+def test_a_cache_that_hands_out_the_data_of_others_needs_work(evidence: Evidence) -> None:
+    found = cached(evidence, 0.9, foreign=1)
+    assert found.level == 1 and "ajenas: 1" in found.reason
+
+
+def test_a_comparison_of_another_lesson_is_no_profiling(evidence: Evidence) -> None:
+    evidence.keep("comparison", compared())
+    assert rubric.levels(evidence, room="lesson_02")[0].level is None
+
+
+def test_a_lesson_may_have_sections_of_its_own(evidence: Evidence, folder: Path) -> None:
+    """What it tells it takes out; the other pictures follow, and the tree has a place for each lesson's report."""
+
+    def sections(kept: dict[str, Any]) -> list[str]:
+        event = kept.pop("traffic")
+        return ["## Tráfico", str(event["values"]["requests"]), *report.picture(event)]
+
+    cached(evidence, 0.9)
+    plan = Outline("02_cache", 50, {})
+    made = report.write(plan, evidence, folder, sections)
+    assert made.report == folder / "cache" / "cache_performance_report.md"
+    assert "## Tráfico\n1000\n![" in text(made.report) and text(made.report).count("-traffic.png") == 1
+    assert text(made.report).count("-strategies.png") == 1 and words("report.before_after") not in text(made.report)
 
 
 @pytest.mark.parametrize(("value", "level"), [(-1, 1), (0.3, 2), (0.4999, 2), (0.5, 3), (0.7, 4), (1, 4)])

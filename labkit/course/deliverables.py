@@ -18,6 +18,9 @@ from labkit.course.markers import Definition
 # What belongs to the session and not to a module: a statement that uses one of these is left out.
 SESSION = frozenset({"lab", "lesson", "get_ipython", "display"})
 
+# What a module says instead: the Lab's own Redis ends with the notebook, so it names the usual address.
+OUTSIDE = {"lab.redis.url": '"redis://127.0.0.1:6379/0"'}
+
 Import = ast.Import | ast.ImportFrom
 
 
@@ -35,12 +38,13 @@ def requirements(source: str, cells: Sequence[str]) -> list[str]:
         source: the cell.
         cells: the notebook's history; where a name was bound twice, the newest counts.
     """
+    source, cells = _outside(source), [_outside(cell) for cell in cells]
     bound = {name: text for cell in cells for s in _statements(cell) for name, text in _bindings(s, cell)}
     found: dict[str, None] = {}
     seen: set[str] = set()
 
     def bring(code: str) -> None:
-        for name in sorted(_needs(code) & bound.keys() - seen):
+        for name in sorted(_needs(code) & bound.keys() - seen - SESSION):
             seen.add(name)
             bring(bound[name])
             found[bound[name]] = None
@@ -68,7 +72,7 @@ def module(heading: str, parts: Iterable[tuple[str, Sequence[str]]]) -> str:
         heading: its docstring.
         parts: each cell with its requirements.
     """
-    parts = list(parts)
+    parts = [(_outside(source), needs) for source, needs in parts]
     bodies = [own_part(source) for source, _ in parts]
     own = set().union(*map(bound_names, bodies))
     imports: dict[str, None] = {}
@@ -80,6 +84,12 @@ def module(heading: str, parts: Iterable[tuple[str, Sequence[str]]]) -> str:
                 (imports if _is_import(text) else support)[text] = None
     head = "\n\n".join([f'"""{heading}"""', *_tidy(imports)])
     return "\n\n\n".join(filter(None, [head, "\n\n\n".join(support), *bodies])) + "\n"
+
+
+def _outside(source: str) -> str:
+    for inside, outside in OUTSIDE.items():
+        source = source.replace(inside, outside)
+    return source
 
 
 def _tidy(imports: Iterable[str]) -> list[str]:

@@ -45,7 +45,7 @@ def open_lesson(name: str, language: str = "es", lab: Any = None) -> Lesson:
         folder, notice = Path.cwd() / "work", str(error)
     evidence = Evidence(folder / "progress" / f"{name}.json")
     evidence.notice = evidence.notice or notice
-    return Lesson(plan, checks, evidence, lab=lab)
+    return Lesson(plan, checks, evidence, lab=lab, sections=getattr(module, "report_sections", None))
 
 
 class Lesson:
@@ -55,9 +55,17 @@ class Lesson:
         lab: the Lab that the checks use; may be set later.
     """
 
-    def __init__(self, plan: Outline, checks: Mapping[str, Check], evidence: Evidence, *, lab: Any = None) -> None:
+    def __init__(
+        self,
+        plan: Outline,
+        checks: Mapping[str, Check],
+        evidence: Evidence,
+        *,
+        lab: Any = None,
+        sections: report.Sections | None = None,
+    ) -> None:
         self.plan, self.lab, self.evidence = plan, lab, evidence
-        self._checks = checks
+        self._checks, self._sections = checks, sections
         self.evidence.add("open")
 
     def check(self, id: str, thing: Any = None, *, seed: int | None = None) -> Card:
@@ -174,7 +182,7 @@ class Lesson:
         self._collect_parts()
         folder = self.evidence.path.parents[1] / report.FOLDER
         try:
-            made = report.write(self.plan, self.evidence, folder)
+            made = report.write(self.plan, self.evidence, folder, self._sections)
         except OSError as error:
             reason = error.strerror or str(error)
             return Card("error", words("report.not_written", path=folder, reason=reason), title=title)

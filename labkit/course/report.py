@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from labkit._text import duration, number
 from labkit.course import deliverables, predictions, quality, rubric
-from labkit.course.cards import LOOK, words
+from labkit.course.cards import LOOK, has, words
 from labkit.course.evidence import Event, Evidence, write_atomically
 from labkit.course.exercises import Outline
 from labkit.course.progress import progress
@@ -45,6 +45,10 @@ TREE = {
     ),
 }
 
+Sections = Callable[[dict[str, Event]], Iterable[str]]
+"""What is particular to a lesson's report: Markdown lines from its measurements by name. Those that it takes out of
+the dictionary are told; of the others the report still shows the pictures."""
+
 _OWN = re.compile(f"{re.escape(BEGIN)}\n(.*?){re.escape(END)}", re.DOTALL)
 
 
@@ -57,8 +61,14 @@ class Delivery:
     backups: list[Path] = field(default_factory=list)
 
 
-def write(plan: Outline, evidence: Evidence, folder: Path) -> Delivery:
+def write(plan: Outline, evidence: Evidence, folder: Path, sections: Sections | None = None) -> Delivery:
     """Write what a lesson delivers into ``folder`` (``work/ejercicios-semana7``).
+
+    Args:
+        plan: the lesson.
+        evidence: what was found in it.
+        folder: where to.
+        sections: of this lesson; by default what changed and what was found (``before_after``).
 
     Raises:
         OSError: if the folder cannot be written; the learner's words are untouched then.
@@ -68,7 +78,7 @@ def write(plan: Outline, evidence: Evidence, folder: Path) -> Delivery:
     delivery = Delivery(folder / target)
     modules = dict(_modules(plan, evidence))
     judged = [text for _, text in _modules(plan, evidence, own=True)]
-    grades = rubric.levels(evidence, quality.measure(judged) if judged else None)
+    grades = rubric.levels(evidence, quality.measure(judged) if judged else None, room=plan.room)
     pictures = {event["picture"]: evidence.picture(event["picture"]) for event in evidence.kept().values()}
     found = predictions.predictions(evidence)
     if any(item.factor is not None for item in found):
@@ -78,7 +88,8 @@ def write(plan: Outline, evidence: Evidence, folder: Path) -> Delivery:
         if data:
             write_atomically(delivery.report.parent / "figures" / name, data)
             delivery.files.append(delivery.report.parent / "figures" / name)
-    texts = modules | {target: "\n".join(_report(plan, evidence, grades, {n for n, d in pictures.items() if d}))}
+    shown = {name for name, data in pictures.items() if data}
+    texts = modules | {target: "\n".join(_report(plan, evidence, grades, shown, sections or before_after))}
     for relative, text in texts.items():
         hashes[relative] = _write(delivery, folder / relative, text, evidence, relative)
     hashes["README.md"] = _write(delivery, folder / "README.md", "\n".join(_readme(folder)), evidence, "README.md")
@@ -128,26 +139,34 @@ def _cell(evidence: Evidence, cell: str, exercise: str) -> Event | None:
     return next(reversed(passed or tried), None)
 
 
-def _report(plan: Outline, evidence: Evidence, grades: list[rubric.Level], pictures: set[str]) -> Iterator[str]:
-    kept = evidence.kept()
+def _report(
+    plan: Outline, evidence: Evidence, grades: list[rubric.Level], pictures: set[str], sections: Sections
+) -> Iterator[str]:
+    kept = {name: e | {"picture": e["picture"] * (e["picture"] in pictures)} for name, e in evidence.kept().items()}
     yield from [f"# {words(f'report.title_{plan.room}')}", "", words("report.made", lesson=plan.name), ""]
-    yield from ["## " + words("report.before_after"), ""]
-    if comparison := kept.pop("comparison", None):
-        yield from _comparison(comparison)
-        yield from _picture(comparison, pictures)
-    else:
-        yield from [words("report.no_comparison"), ""]
-    yield from ["## " + words("report.findings"), ""]
-    yield from _findings(kept.values())
+    yield from sections(kept)
     yield from _exercises(plan, evidence)
     for event in kept.values():
-        yield from _picture(event, pictures)
+        yield from picture(event)
     yield from _predictions(plan, evidence, pictures)
     yield from _reflections(evidence)
     yield from ["## " + words("report.rubric"), ""]
     rows = [(level.name, level.grade, level.reason) for level in grades]
-    yield from _table((words("report.criterion"), words("report.level"), words("report.reason")), rows)
-    yield from ["## " + words("report.interpretation"), "", *_own_words(words("report.write_here"))]
+    yield from table((words("report.criterion"), words("report.level"), words("report.reason")), rows)
+    invitation = f"{plan.room}.write_here" if has(f"{plan.room}.write_here") else "report.write_here"
+    yield from ["## " + words("report.interpretation"), "", *_own_words(words(invitation))]
+
+
+def before_after(kept: dict[str, Event]) -> Iterator[str]:
+    """The sections of lesson 01: both endpoints side by side, then the findings."""
+    yield from ["## " + words("report.before_after"), ""]
+    if comparison := kept.pop("comparison", None):
+        yield from _comparison(comparison)
+        yield from picture(comparison)
+    else:
+        yield from [words("report.no_comparison"), ""]
+    yield from ["## " + words("report.findings"), ""]
+    yield from _findings(kept.values())
 
 
 def _comparison(event: Event) -> Iterator[str]:
@@ -156,7 +175,7 @@ def _comparison(event: Event) -> Iterator[str]:
     times = [duration(m) if isinstance(m, float) and math.isfinite(m) else "-" for m in medians]
     before, after = [*times, "-", "-"][:2]
     ratio, low, high = (number(values[n], ",.3g") if n in values else "-" for n in ("ratio", "low", "high"))
-    table = [
+    rows = [
         (words("report.statements"), number(values["statements_a"]), number(values["statements_b"])),
         (words("report.median"), before, after),
         (words("report.same_answer"), "", words("report.yes" if values["same_body"] else "report.no")),
@@ -164,7 +183,7 @@ def _comparison(event: Event) -> Iterator[str]:
         (words("report.promised"), "", f"{number(100 * values.get('improvement', 0.0), '.0f')} %"),
         (words("report.latency"), *[f"{number(values.get('latency_ms', 0.0), 'g')} ms"] * 2),
     ]
-    yield from _table(("", words("report.before"), words("report.after")), table)
+    yield from table(("", words("report.before"), words("report.after")), rows)
 
 
 def _findings(events: Iterable[Event]) -> Iterator[str]:
@@ -182,7 +201,7 @@ def _exercises(plan: Outline, evidence: Evidence) -> list[str]:
         state = f"{LOOK[step.state][0]} {words(f'course.state_{step.state}')}"
         rows.append((step.id, state, last["message"] if last else "-", str(step.checks), str(step.hints)))
     names = ("exercise", "state", "found", "checks", "hints")
-    return list(_table(tuple(words(f"report.column_{name}") for name in names), rows)) if rows else []
+    return list(table(tuple(words(f"report.column_{name}") for name in names), rows)) if rows else []
 
 
 def _predictions(plan: Outline, evidence: Evidence, pictures: set[str]) -> Iterator[str]:
@@ -190,8 +209,9 @@ def _predictions(plan: Outline, evidence: Evidence, pictures: set[str]) -> Itera
     if found:
         frame = predictions.frame(found, plan.room)
         yield from ["## " + words("report.predictions"), ""]
-        yield from _table(tuple(frame.columns), frame.to_numpy().tolist())
-        yield from _picture({"picture": "predictions.png", "alt": words("report.calibration")}, pictures)
+        yield from table(tuple(frame.columns), frame.to_numpy().tolist())
+        if "predictions.png" in pictures:
+            yield from picture({"picture": "predictions.png", "alt": words("report.calibration")})
 
 
 def _reflections(evidence: Evidence) -> Iterator[str]:
@@ -220,14 +240,17 @@ def _own_words(invitation: str) -> list[str]:
     return [BEGIN, "", invitation, "", END, ""]
 
 
-def _picture(event: Event | dict[str, Any], pictures: set[str]) -> list[str]:
-    if event["picture"] not in pictures:
+def picture(event: Event | dict[str, Any]) -> list[str]:
+    """The figure of a measurement, if it has one."""
+    if not event["picture"]:
         return []
     alt = re.sub(r"[\[\]\n]", " ", event["alt"])
     return [f"![{alt}](figures/{event['picture']})", ""]
 
 
-def _table(header: Iterable[object], rows: Iterable[Iterable[object]]) -> Iterator[str]:
+def table(header: Iterable[object], rows: Iterable[Iterable[object]]) -> Iterator[str]:
+    """A Markdown table."""
+
     def line(cells: Iterable[object]) -> str:
         return "| " + " | ".join(" ".join(str(cell).split()).replace("|", "\\|") for cell in cells) + " |"
 

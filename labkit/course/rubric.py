@@ -20,8 +20,9 @@ Criterion = Literal["profiling", "cache", "monitoring", "quality"]
 CRITERIA: tuple[Criterion, ...] = ("profiling", "cache", "monitoring", "quality")
 
 IMPROVEMENT = (0.30, 0.50, 0.70)  # of the waiting time: satisfactory, good, excellent
+HIT_RATE = (0.40, 0.60, 0.80)  # on the standard traffic
 STATEMENTS = 3  # that the optimised endpoint may run
-SEVERAL = 2  # problems solved that make "several"
+SEVERAL = 2  # problems solved that make "several", and strategies that make "multiple"
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,19 @@ def reached(value: float, thresholds: Sequence[float]) -> int:
     return 1 + sum(value >= threshold for threshold in thresholds)
 
 
-def levels(evidence: Evidence, quality: Quality | None = None) -> list[Level]:
-    """All four criteria for the evidence of one lesson and the quality of its modules."""
-    found = {"profiling": _profiling(evidence), "quality": _quality(quality)}
+def levels(evidence: Evidence, quality: Quality | None = None, *, room: str = "lesson_01") -> list[Level]:
+    """All four criteria for the evidence of one lesson and the quality of its modules.
+
+    Args:
+        evidence: of the lesson.
+        quality: of the modules that the learner wrote in it.
+        room: the lesson's; each of the first three criteria is that of one lesson.
+    """
+    found = {"quality": _quality(quality)}
+    if room == "lesson_01":
+        found["profiling"] = _profiling(evidence)
+    if room == "lesson_02":
+        found["cache"] = _cache(evidence)
     nothing = words("rubric.no_evidence")
     return [found.get(criterion) or Level(criterion, None, nothing) for criterion in CRITERIA]
 
@@ -72,6 +83,21 @@ def _profiling(evidence: Evidence) -> Level | None:
     level = min(level, 1 if not solved else 3 if solved < SEVERAL else 4)
     reason = words("rubric.improvement", saved=number(100 * saved, ".0f"), statements=statements, solved=solved)
     return Level("profiling", level, reason)
+
+
+def _cache(evidence: Evidence) -> Level | None:
+    """From what is kept as ``traffic`` (of the learner's own decorator) and as ``strategies``."""
+    kept = evidence.kept()
+    if (traffic := kept.get("traffic")) is None:
+        return None
+    values, compared = traffic["values"], len(kept["strategies"]["rows"]) if "strategies" in kept else 0
+    if values["foreign"] or values["failed"]:
+        return Level("cache", 1, words("rubric.wrong_answers", foreign=values["foreign"], failed=values["failed"]))
+    rate = float(values["hit_rate"])
+    level = min(reached(rate, HIT_RATE), 4 if compared >= SEVERAL else 3)
+    rate_text = number(100 * rate, ".1f")
+    reason = words("rubric.hit_rate", rate=rate_text, requests=values["requests"], strategies=compared)
+    return Level("cache", level, reason)
 
 
 def _quality(quality: Quality | None) -> Level | None:
