@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
@@ -46,50 +47,37 @@ class Arguments:
     def __init__(
         self, function: Callable[..., Any], who: Callable[..., Any] | None = None, public: bool = False
     ) -> None:
-        self._name = function.__name__
+        self._name, self._who = function.__name__, who
         self._signature = inspect.signature(function)
-        parameters = self._signature.parameters
-        found = hints(function)
-        first = next(iter(parameters), "")
-        if first in ("self", "cls"):
-            raise CacheError(say("cache.method", function=function.__qualname__, name=first))
-        self._who = who
+        parameters, found = self._signature.parameters, hints(function)
+        if next(iter(parameters), "") in ("self", "cls"):
+            raise CacheError(say("cache.method", function=function.__qualname__, name=next(iter(parameters))))
         self._asks = tuple(inspect.signature(who).parameters) if who else ()
         for name in self._asks:
-            if name not in parameters and name != "request":
-                raise CacheError(
-                    say("cache.who_unknown", function=self._name, name=name, names=", ".join([*parameters, "request"]))
-                )
-        self._positional = [name for name, p in parameters.items() if p.kind <= p.POSITIONAL_OR_KEYWORD]
-        self._by_name = frozenset(
-            n for n, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-        )
-        self._rest = next((name for name, p in parameters.items() if p.kind is p.VAR_POSITIONAL), None)
-        self._more = next((name for name, p in parameters.items() if p.kind is p.VAR_KEYWORD), None)
-        self._defaults = {
-            n: p.default for n, p in parameters.items() if not (p.default is _EMPTY or _markers(p.default, None))
-        }
-        kept = []
-        for name, p in parameters.items():
+            if name not in (known := [*parameters, "request"]):
+                raise CacheError(say("cache.who_unknown", function=self._name, name=name, names=", ".join(known)))
+        of = {kind: [name for name, p in parameters.items() if p.kind is kind] for kind in inspect._ParameterKind}
+        only_place, either, self._rest, only_name, self._more = of.values()
+        self._positional, self._by_name = only_place + either, frozenset(either + only_name)
+        kept, self._defaults, injects = [], {}, False
+        for place, (name, p) in enumerate(parameters.items()):
             markers = _markers(p.default, found.get(name))
-            depends = next((marker for marker in markers if hasattr(marker, "dependency")), None)
-            if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
-                continue
-            if _names_tool(found.get(name)) or (depends and (name in self._asks or _gives_tool(depends.dependency))):
-                continue
-            default = p.default
-            if markers and (default is _EMPTY or default in markers):
-                default = _INJECTED
-            place = self._positional.index(name) if name in self._positional else len(parameters)
-            kept.append((name, place, default))
+            tool = _names_tool(found.get(name))
+            injects = injects or tool or bool(markers)
+            missing = p.default is _EMPTY or bool(_markers(p.default, None))
+            if not missing:
+                self._defaults[name] = p.default
+            asked = [m.dependency for m in markers if hasattr(m, "dependency")]
+            left_out = tool or (asked and (name in self._asks or _gives_tool(asked[0])))
+            if not left_out and name not in [*self._rest, *self._more]:
+                default = (_INJECTED if markers else _EMPTY) if missing else p.default
+                kept.append((name, sys.maxsize if name in only_name else place, default))
         self._kept = tuple(kept)
-        extra = [name for name in (self._rest, self._more) if name]
-        self.names = (*(name for name, _, _ in kept), *extra, *(["who"] if who else []))
+        self.names = (*(name for name, _, _ in kept), *self._rest, *self._more, *(["who"] if who else []))
         # All arguments given by position and all of them in the key: the values are the arguments.
         self._as_is = len(kept) if len(kept) == len(parameters) == len(self._positional) and not who else -1
         self._sees_request = False
-        injected = (_markers(p.default, found.get(n)) or _is_request(found.get(n)) for n, p in parameters.items())
-        if who is None and not public and any(injected):
+        if injects and who is None and not public:
             self._look_into(function)
 
     def values(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], request: Any = None) -> tuple[Any, ...]:
@@ -103,11 +91,12 @@ class Arguments:
         if not kwargs and count == self._as_is:
             return args
         if "request" in self._asks and "request" in kwargs and "request" not in self._by_name:
-            request, kwargs = kwargs["request"], {k: v for k, v in kwargs.items() if k != "request"}
+            kwargs = dict(kwargs)
+            request = kwargs.pop("request")
         values = [args[place] if place < count else kwargs.get(name, default) for name, place, default in self._kept]
         over = count > len(self._positional) and not self._rest
         twice = kwargs and count and not kwargs.keys().isdisjoint(self._positional[:count])
-        strange = not self._more and not self._by_name.issuperset(kwargs)
+        strange = not self._more and not kwargs.keys() <= self._by_name
         if over or twice or strange or any(value is _INJECTED or value is _EMPTY for value in values):
             self._complain(args, kwargs)
         if self._rest:
@@ -172,10 +161,6 @@ def _markers(default: Any, hint: Any) -> list[Any]:
     """What FastAPI reads beside a parameter: ``Depends``, ``Query`` and the like."""
     found = [default, *(get_args(hint)[1:] if get_origin(hint) is Annotated else ())]
     return [marker for marker in found if type(marker).__module__ == "fastapi.params"]
-
-
-def _is_request(hint: Any) -> bool:
-    return any(base.__name__ == "HTTPConnection" for base in getattr(hint, "__mro__", ()))
 
 
 def _names_tool(hint: Any) -> bool:

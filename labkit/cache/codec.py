@@ -15,7 +15,7 @@ from dataclasses import fields, is_dataclass
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
 from enum import Enum, Flag
-from functools import cache, cached_property
+from functools import cache
 from typing import Any, get_args, get_origin, get_type_hints, is_typeddict
 from uuid import UUID
 from zoneinfo import ZoneInfo, available_timezones
@@ -25,34 +25,29 @@ import orjson
 from labkit._text import say
 from labkit.errors import CacheError
 
-DEEPEST = 60  # containers in containers; a level takes up to four of the 254 levels that orjson writes
-
 _PLAIN, _TAGGED = b"J", b"T"
-_zones = cache(available_timezones)  # so that a zone's name in the bytes is looked up, and never searched for
+_zones = cache(available_timezones)  # so that a zone named in foreign bytes is looked up, and never searched for
 
-Path = tuple[Any, ...]  # (the path above, this step); () at the top: rendered only where something is refused
+_Path = tuple[Any, ...]  # (the path above, this step), () at the top: put into words only where something is refused
 
 
 class Corrupt(Exception):
-    """Bytes that this codec did not write, or not for these classes: the caller takes them for a miss."""
+    """Bytes that were not written here, or not for these classes: the caller takes them for a miss."""
 
 
 class Refused(Exception):
-    """A value that cannot be written: where it stands, its type, and whether it is only too deep."""
+    """A value that could not be built again or told from another: its type, and the steps that lead to it."""
 
-    def __init__(self, kind: type, path: Path, deep: bool = False) -> None:
-        self.kind, self.deep = kind, deep
-        self.steps: list[Any] = []
-        while path:
-            path, step = path
-            self.steps.insert(0, step)
+    def __init__(self, kind: type, path: _Path) -> None:
+        self.kind, self._path = kind, path
 
     def where(self, root: str) -> str:
-        """The place in words of Python: ``$.users[3].born``."""
-        named = (isinstance(step, str) and step.isidentifier() for step in self.steps)
-        return root + "".join(
-            f".{step}" if name else f"[{reprlib.repr(step)}]" for step, name in zip(self.steps, named, strict=True)
-        )
+        """The place as Python writes it: ``$.users[3].born``."""
+        words, path = "", self._path
+        while path:
+            path, step = path
+            words = (f".{step}" if isinstance(step, str) and step.isidentifier() else f"[{reprlib.repr(step)}]") + words
+        return root + words
 
 
 def class_name(kind: type) -> str:
@@ -64,16 +59,19 @@ def _span(value: timedelta) -> list[int]:
     return [value.days, value.seconds, value.microseconds]
 
 
-def _zone(zone: tzinfo | None) -> Any:
+def _moment(value: datetime | time) -> list[Any]:
+    zone: Any = value.tzinfo
     if type(zone) is timezone:
         offset, *name = zone.__getinitargs__()  # type: ignore[attr-defined]
-        return [_span(offset), *name]
-    if zone is None or (type(zone) is ZoneInfo and zone.key in _zones()):
-        return zone and zone.key
-    raise TypeError(zone)
+        zone = [_span(offset), *name]
+    elif zone is not None:
+        if type(zone) is not ZoneInfo or zone.key not in _zones():
+            raise TypeError(zone)
+        zone = zone.key
+    return [value.replace(tzinfo=None).isoformat(), value.fold, zone]
 
 
-def _read_zone(form: Any) -> tzinfo | None:
+def _zone(form: Any) -> tzinfo | None:
     if type(form) is list:
         return timezone(timedelta(*form[0]), *form[1:])
     if form is not None and form not in _zones():
@@ -81,115 +79,103 @@ def _read_zone(form: Any) -> tzinfo | None:
     return form and ZoneInfo(form)
 
 
-_WRITERS: dict[type, Callable[[Any], Any]] = {
-    bytes: lambda value: b64encode(value).decode(),
-    Decimal: str,
-    UUID: lambda value: value.hex,
-    date: date.isoformat,
-    timedelta: _span,
-    datetime: lambda value: [value.replace(tzinfo=None).isoformat(), value.fold, _zone(value.tzinfo)],
-    time: lambda value: [value.replace(tzinfo=None).isoformat(), value.fold, _zone(value.tzinfo)],
+# How a type stands in JSON, and how it is read. A form that would be written otherwise is not taken.
+_FORMS: dict[type, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    str: (
+        lambda text: text.encode("utf-8", "surrogatepass").hex(),
+        lambda x: bytes.fromhex(x).decode("utf-8", "surrogatepass"),
+    ),
+    int: (lambda value: format(value, "x"), lambda form: int(form, 16)),
+    float: (repr, float),
+    bytes: (lambda value: b64encode(value).decode(), lambda form: b64decode(form, validate=True)),
+    Decimal: (str, Decimal),
+    UUID: (str, UUID),
+    date: (date.isoformat, date.fromisoformat),
+    timedelta: (_span, lambda form: timedelta(*form)),
+    datetime: (_moment, lambda form: datetime.fromisoformat(form[0]).replace(fold=form[1], tzinfo=_zone(form[2]))),
+    time: (_moment, lambda form: time.fromisoformat(form[0]).replace(fold=form[1], tzinfo=_zone(form[2]))),
 }
+_GROUPS = (tuple, set, frozenset)
+_TAGS = {f"${kind.__name__}": kind for kind in [*_FORMS, *_GROUPS]}
 
 
 class Writer:
     """Writes values as what JSON has, with a tag where JSON has no such type.
 
     Args:
-        allowed: the classes whose objects are written, by name, whole and in order. None writes an object of any
-            dataclass, model or Enum by that alone which makes it equal to another: that is what keys are made of.
+        allowed: the classes whose objects are written whole, by name. None takes every dataclass, model and Enum, and
+            writes only what makes an object equal to another, in one order: that is what keys are made of.
     """
 
     def __init__(self, allowed: Mapping[str, type] | None) -> None:
         self._allowed = allowed
         self.tagged = False
 
-    def write(self, value: Any, path: Path = (), depth: int = 0) -> Any:
+    def write(self, value: Any, path: _Path = ()) -> Any:
         """The form of a value.
 
         Raises:
-            Refused: if the value, or one inside it, could not be told from another or built again.
+            Refused: if the value, or one inside it, cannot be written so.
+            RecursionError: if it is too deep or contains itself.
         """
         kind = type(value)
-        if kind is str:
-            return value if _is_text(value) else self._tag("str", value.encode("utf-8", "surrogatepass").hex())
-        if kind is int:
-            return value if -(2**63) <= value < 2**64 else self._tag("int", format(value, "x"))
-        if value is None or kind is bool:
+        plain = value is None or kind is bool or (kind is str and _is_text(value))
+        if plain or (kind is int and -(2**63) <= value < 2**64) or (kind is float and math.isfinite(value)):
             return value
-        if kind is float:
-            return value if math.isfinite(value) else self._tag("float", repr(value))
-        if depth >= DEEPEST:
-            raise Refused(kind, path, deep=True)
-        if kind is dict:
-            return self._dict(value, path, depth + 1)
         if kind is list:
-            return self._list(value, path, depth + 1)
-        if kind is tuple:
-            return self._tag("tuple", self._list(value, path, depth + 1))
-        if kind is set or kind is frozenset:
-            return self._tag(kind.__name__, sorted(self._list(value, path, depth + 1), key=orjson.dumps))
-        try:
-            if kind in _WRITERS:
-                return self._tag(kind.__name__, _WRITERS[kind](value))
-            return self._object(value, kind, path, depth + 1)
-        except (TypeError, AttributeError, KeyError):
-            raise Refused(kind, path) from None
-
-    def _tag(self, tag: str, form: Any) -> dict[str, Any]:
+            return self._list(value, path)
+        if kind is dict:
+            return self._dict(value, path)
         self.tagged = True
-        return {f"${tag}": form}
+        if kind in _GROUPS:
+            forms = self._list(value, path)
+            return {f"${kind.__name__}": forms if kind is tuple else sorted(forms, key=_order)}
+        try:
+            if kind in _FORMS:
+                return {f"${kind.__name__}": _FORMS[kind][0](value)}
+            state = self._state(value, kind)
+        except (TypeError, AttributeError):
+            raise Refused(kind, path) from None
+        return {"$object": [class_name(kind), self.write(state, path)]}
 
-    def _list(self, values: Iterable[Any], path: Path, depth: int) -> list[Any]:
-        return [self.write(value, (path, index), depth) for index, value in enumerate(values)]
+    def _list(self, values: Iterable[Any], path: _Path) -> list[Any]:
+        return [self.write(value, (path, index)) for index, value in enumerate(values)]
 
-    def _dict(self, value: dict[Any, Any], path: Path, depth: int) -> dict[str, Any]:
-        forms = [self.write(item, (path, key), depth) for key, item in value.items()]
+    def _dict(self, value: dict[Any, Any], path: _Path) -> dict[str, Any]:
         if all(type(key) is str and key[:1] != "$" and _is_text(key) for key in value):
-            return dict(zip(value, forms, strict=True))
-        pairs = list(zip([self.write(key, (path, key), depth) for key in value], forms, strict=True))
-        if self._allowed is None:
-            pairs.sort(key=lambda pair: orjson.dumps(pair[0], option=orjson.OPT_SORT_KEYS))
-        return self._tag("dict", [list(column) for column in zip(*pairs, strict=True)])
+            return {key: self.write(item, (path, key)) for key, item in value.items()}
+        self.tagged = True
+        pairs = [[self.write(key, (path, key)), self.write(item, (path, key))] for key, item in value.items()]
+        return {"$dict": pairs if self._allowed is not None else sorted(pairs, key=_order)}
 
-    def _object(self, value: Any, kind: type, path: Path, depth: int) -> dict[str, Any]:
-        """An object of a class: its class by name and its state. ORM objects are more than their fields."""
-        name = class_name(kind)
+    def _state(self, value: Any, kind: Any) -> Any:
+        """What an object consists of: all of it, or for a key what its class compares."""
         whole = self._allowed is not None
-        if (whole and self._allowed.get(name) is not kind) or hasattr(kind, "__mapper__"):  # type: ignore[union-attr]
+        if not _is_known(kind) or (self._allowed is not None and self._allowed.get(class_name(kind)) is not kind):
             raise TypeError(kind)
-        if isinstance(value, Flag):
-            return self._tag("flag", [name, self.write(value.value)])
         if isinstance(value, Enum):
-            return self._tag("enum", [name, value.name])
+            return value.value if isinstance(value, Flag) else value.name
         if is_dataclass(kind):
             if not whole and kind.__eq__ is object.__eq__:
                 raise TypeError(kind)
             state = {field.name: getattr(value, field.name) for field in fields(kind) if whole or field.compare}
-            if whole:
-                state |= {k: v for k, v in _attributes(value).items() if not _is_computed(kind, k)}
-            return self._tag("dataclass", [name, self._dict(state, path, depth)])
-        inside = value.__dict__
-        parts = [{field: inside[field] for field in kind.__pydantic_fields__}]  # type: ignore[attr-defined]
-        parts += [value.__pydantic_extra__ or {}, value.__pydantic_private__ or {}]
-        forms = [self._dict(part, path, depth) for part in parts]
-        return self._tag("model", [name, *forms, *([sorted(value.model_fields_set)] if whole else [])])
+            return state | (getattr(value, "__dict__", {}) if whole else {})
+        if whole:
+            return value.__getstate__()
+        inside = [getattr(value, name) for name in kind.__pydantic_fields__]
+        return [inside, value.__pydantic_extra__ or {}, value.__pydantic_private__ or {}]
 
 
 def _is_text(text: str) -> bool:
-    """Whether UTF-8 has it: a lone surrogate (half of a character, as in a broken file name) it has not."""
+    """Whether UTF-8 has it: half of a surrogate pair (as in a broken file name) it has not."""
     try:
         return text.isascii() or bool(text.encode())
     except UnicodeEncodeError:
         return False
 
 
-def _attributes(value: object) -> dict[str, Any]:
-    return getattr(value, "__dict__", {})
-
-
-def _is_computed(kind: type, name: str) -> bool:
-    return isinstance(getattr(kind, name, None), cached_property)
+def _order(form: Any) -> bytes:
+    return orjson.dumps(form, option=orjson.OPT_SORT_KEYS)
 
 
 class Codec:
@@ -202,26 +188,6 @@ class Codec:
 
     def __init__(self, types: Iterable[Any] = ()) -> None:
         self._classes = _classes(types)
-        self._readers: dict[str, Callable[[Any, int], Any]] = {
-            "$tuple": lambda form, depth: tuple(self._list(form, depth)),
-            "$set": lambda form, depth: set(self._list(form, depth)),
-            "$frozenset": lambda form, depth: frozenset(self._list(form, depth)),
-            "$dict": self._dict,
-            "$str": lambda form, _: bytes.fromhex(form).decode("utf-8", "surrogatepass"),
-            "$int": lambda form, _: int(form, 16),
-            "$float": lambda form, _: {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}[form],
-            "$bytes": lambda form, _: b64decode(form, validate=True),
-            "$Decimal": lambda form, _: Decimal(_text(form)),
-            "$UUID": lambda form, _: UUID(hex=form),
-            "$date": lambda form, _: date.fromisoformat(form),
-            "$timedelta": lambda form, _: timedelta(*form),
-            "$datetime": lambda form, _: _moment(datetime.fromisoformat, *form),
-            "$time": lambda form, _: _moment(time.fromisoformat, *form),
-            "$enum": lambda form, _: self._class(form[0], Enum)[form[1]],
-            "$flag": lambda form, depth: self._class(form[0], Flag)(self._read(form[1], depth)),
-            "$dataclass": self._dataclass,
-            "$model": self._model,
-        }
 
     def dumps(self, value: Any) -> bytes:
         """The bytes of a value.
@@ -231,13 +197,13 @@ class Codec:
         """
         writer = Writer(self._classes)
         try:
-            form = writer.write(value)
+            form = orjson.dumps(writer.write(value))
         except Refused as refused:
-            kind = refused.kind
-            reason = "deep" if refused.deep else "class" if _is_known(kind) else "type"
-            path = refused.where("$")
-            raise CacheError(say(f"cache.value_{reason}", path=path, type=kind.__qualname__, most=DEEPEST)) from None
-        return (_TAGGED if writer.tagged else _PLAIN) + orjson.dumps(form)
+            reason, kind = "class" if _is_known(refused.kind) else "type", refused.kind.__qualname__
+            raise CacheError(say(f"cache.value_{reason}", path=refused.where("$"), type=kind)) from None
+        except (RecursionError, orjson.JSONEncodeError):
+            raise CacheError(say("cache.value_deep", type=type(value).__qualname__)) from None
+        return (_TAGGED if writer.tagged else _PLAIN) + form
 
     def loads(self, data: bytes) -> Any:
         """The value of bytes.
@@ -249,82 +215,54 @@ class Codec:
             if data[:1] == _PLAIN:
                 return orjson.loads(data[1:])
             if data[:1] == _TAGGED:
-                return self._read(orjson.loads(data[1:]), 0)
+                return self._read(orjson.loads(data[1:]))
         except Exception as error:  # foreign bytes can be wrong in any way, and none of them is the reader's fault
             raise Corrupt(repr(error)) from None
         raise Corrupt(data[:1])
 
-    def _read(self, form: Any, depth: int) -> Any:
-        if depth > DEEPEST:
-            raise Corrupt
+    def _read(self, form: Any) -> Any:
         if type(form) is list:
-            return self._list(form, depth)
+            return [self._read(item) for item in form]
         if type(form) is not dict:
             return form
-        if len(form) == 1:
-            (tag,) = form
-            if tag[:1] == "$":
-                return self._readers[tag](form[tag], depth)
-        return {key: self._read(item, depth + 1) for key, item in form.items()}
-
-    def _list(self, form: Any, depth: int) -> list[Any]:
-        if type(form) is not list:
+        tag = next(iter(form), "")
+        if tag[:1] != "$":
+            return {key: self._read(item) for key, item in form.items()}
+        ((tag, body),) = form.items()
+        if tag == "$dict":
+            return {self._read(key): self._read(item) for key, item in body}
+        if tag == "$object":
+            return self._object(*body)
+        kind: Any = _TAGS[tag]
+        if kind in _GROUPS:
+            return kind([self._read(item) for item in [*body]])
+        write, read = _FORMS[kind]
+        value = read(body)
+        if write(value) != body:
             raise Corrupt
-        return [self._read(item, depth + 1) for item in form]
+        return value
 
-    def _dict(self, form: Any, depth: int) -> dict[Any, Any]:
-        keys, items = (self._list(column, depth) for column in form)
-        return dict(zip(keys, items, strict=True))
-
-    def _class(self, name: str, base: type = object) -> Any:
-        kind = self._classes[name]
-        if not issubclass(kind, base):
-            raise Corrupt
-        return kind
-
-    def _state(self, form: Any, depth: int) -> dict[str, Any]:
-        state = self._read(form, depth)
-        if type(state) is not dict:
-            raise Corrupt
-        return state
-
-    def _dataclass(self, form: Any, depth: int) -> Any:
-        """Built without ``__init__``: running it again could change the value, and would run code."""
-        name, inside = form
-        kind, state = self._class(name), self._state(inside, depth)
+    def _object(self, name: str, inside: Any) -> Any:
+        """Built without ``__init__`` or validation: they are code, and could change the value a second time."""
+        kind: Any = self._classes[name]
+        state = self._read(inside)
+        if issubclass(kind, Enum):
+            return kind(state) if issubclass(kind, Flag) else kind[state]
         new = object.__new__(kind)
-        for field in fields(kind):
-            object.__setattr__(new, field.name, state.pop(field.name))
-        if state:
-            new.__dict__.update(state)
-        return new
-
-    def _model(self, form: Any, depth: int) -> Any:
-        """Built without validating: validators are code, and may change a value a second time."""
-        name, inside, extra, private, given = form
-        kind, state = self._class(name), self._state(inside, depth)
-        if state.keys() != kind.__pydantic_fields__.keys():
-            raise Corrupt
-        new = kind.__new__(kind)
-        new.__setstate__(
-            {
-                "__dict__": state,
-                "__pydantic_extra__": self._state(extra, depth) if kind.model_config.get("extra") == "allow" else None,
-                "__pydantic_private__": self._state(private, depth) if kind.__private_attributes__ else None,
-                "__pydantic_fields_set__": set(given),
-            }
+        if is_dataclass(kind):
+            for field in fields(kind):
+                object.__setattr__(new, field.name, state.pop(field.name))
+            if state:
+                new.__dict__.update(state)
+            return new
+        inside, extra, private, given = (
+            state[f"__{name}__"] for name in ("dict", "pydantic_extra", "pydantic_private", "pydantic_fields_set")
         )
+        fits = (type(private) is dict) == bool(kind.__private_attributes__) and type(given) is set
+        if not fits or type(extra) not in (dict, type(None)) or not kind.__pydantic_fields__.keys() <= inside.keys():
+            raise Corrupt
+        new.__setstate__(state)
         return new
-
-
-def _text(form: Any) -> str:
-    if type(form) is not str:
-        raise Corrupt
-    return form
-
-
-def _moment(parse: Callable[[str], Any], text: str, fold: int, zone: Any) -> Any:
-    return parse(text).replace(fold=fold, tzinfo=_read_zone(zone))
 
 
 def _is_known(kind: type) -> bool:
@@ -344,17 +282,13 @@ def _classes(types: Iterable[Any]) -> dict[str, type]:
             continue
         seen[id(hint)] = hint
         todo += [getattr(hint, "__value__", None), get_origin(hint), *get_args(hint)]
-        if isinstance(hint, type) and (is_typeddict(hint) or _is_known(hint)):
-            if not is_typeddict(hint):
-                found[class_name(hint)] = hint
-            todo += _hints(hint)
+        if isinstance(hint, type) and _is_known(hint):
+            found[class_name(hint)] = hint
+        if hasattr(hint, "__pydantic_fields__"):
+            todo += [field.annotation for field in hint.__pydantic_fields__.values()]
+        elif is_dataclass(hint) or is_typeddict(hint):
+            try:
+                todo += get_type_hints(hint).values()
+            except NameError:  # a name that only type checkers import: such a class can still be given in types=
+                continue
     return found
-
-
-def _hints(kind: type) -> Iterable[Any]:
-    if hasattr(kind, "__pydantic_fields__") and not is_dataclass(kind):
-        return [field.annotation for field in kind.__pydantic_fields__.values()]
-    try:
-        return get_type_hints(kind).values()
-    except NameError:  # a name imported for type checkers only: such a class can still be given in types=
-        return []

@@ -69,19 +69,13 @@ class KeyMaker:
                 return ascii(values).encode()
             except ValueError:  # an int of more than 4,300 digits
                 pass
-        writer = Writer(None)
-        forms = []
-        for index, value in enumerate(values):
-            try:
-                forms.append(writer.write(value))
-            except Refused as refused:
-                where = refused.where(self._names[index] if index < len(self._names) else f"[{index}]")
-                reason = "cache.key_deep" if refused.deep else "cache.key_type"
-                text = say(reason, function=self._function, path=where, type=refused.kind.__qualname__)
-                raise CacheError(text) from None
-        return orjson.dumps(forms, option=orjson.OPT_SORT_KEYS)
+        return b"".join(map(self._form, self._names, values))
 
-
-def key_of(prefix: str, function: Any, values: tuple[Any, ...]) -> str:
-    """The key of a function and values, made once (see `KeyMaker`)."""
-    return KeyMaker(prefix, function)(values)
+    def _form(self, name: str, value: Any) -> bytes:
+        try:
+            return orjson.dumps(Writer(None).write(value), option=orjson.OPT_SORT_KEYS) + b"\n"
+        except Refused as refused:
+            path, kind = refused.where(name), refused.kind.__qualname__
+            raise CacheError(say("cache.key_type", function=self._function, path=path, type=kind)) from None
+        except (RecursionError, orjson.JSONEncodeError):
+            raise CacheError(say("cache.key_deep", function=self._function, path=name)) from None
