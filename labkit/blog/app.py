@@ -12,10 +12,13 @@ from sqlalchemy import URL
 from sqlalchemy.orm import sessionmaker
 
 from labkit import settings
-from labkit.blog import database, health, performance
+from labkit.blog import database, health, performance, views
+from labkit.blog.cached import make_router
 from labkit.blog.engines import make_engine, sqlite_url, usable_url
 from labkit.blog.generator import check_scale
 from labkit.blog.loading import Progress
+from labkit.cache import CacheClient
+from labkit.cache.client import Unavailable
 
 
 def create_app(
@@ -29,12 +32,12 @@ def create_app(
 
     ``app.state`` carries what it runs on: ``database_url`` and ``redis_url`` may be set until it starts,
     ``prepare(progress)`` writes the data beforehand (starting does it otherwise), and from then to its end
-    ``engine`` and ``session_factory`` are the open ones.
+    ``engine`` and ``session_factory`` are the open ones. ``cache`` is the client of the endpoints under ``/cached``.
 
     Args:
         scale: times 300 users, 6,000 posts and 10,000 comments, up to 100.
         database_url: a SQLite file or PostgreSQL; else ``DATABASE_URL``, else a file in ``data_folder``.
-        redis_url: for the endpoints that cache.
+        redis_url: for the endpoints that cache; else ``REDIS_URL``, else they answer without a cache.
         data_folder: where the generated SQLite file lies, the learner's folder by default.
 
     Raises:
@@ -55,6 +58,11 @@ def create_app(
     def prepare(progress: Progress | None = None) -> None:
         database.prepare(url(), scale, progress)
 
+    def redis() -> str:
+        if address := app.state.redis_url or settings.redis_url():
+            return str(address)
+        raise Unavailable("no Redis was given")
+
     app = FastAPI(title="Blog", lifespan=_lifespan)
     app.state.factory = "labkit.blog:create_app"
     app.state.database_url = database_url
@@ -62,8 +70,10 @@ def create_app(
     app.state.make_url = url
     app.state.prepare = prepare
     app.state.engine = app.state.session_factory = None
-    for router in (health.router, performance.router):
+    app.state.cache = CacheClient(redis)
+    for router in (health.router, performance.router, views.router):
         app.include_router(_own(router))
+    app.include_router(make_router(app.state.cache))
     return app
 
 
@@ -82,5 +92,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     try:
         yield
     finally:
+        await app.state.cache.close()
         app.state.engine = app.state.session_factory = None
         engine.dispose()
