@@ -23,13 +23,18 @@ _SWAP = str.maketrans(",.", ".,")
 
 
 class _Formatter(string.Formatter):
-    """``str.format`` with the separators of the language: 1,051.5 in English is 1.051,5 in Spanish."""
+    """``str.format`` with the separators of the language: 1,051.5 in English is 1.051,5 in Spanish.
+
+    Percentages get their space: ``{share:.0%}`` is ``86 %``.
+    """
 
     def __init__(self, lang: str) -> None:
         self._swap = lang == "es"
 
     def format_field(self, value: Any, format_spec: str) -> str:
         text: str = super().format_field(value, format_spec)
+        if format_spec.endswith("%"):
+            text = f"{text[:-1]} %"
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         return text.translate(_SWAP) if self._swap and is_number else text
 

@@ -58,7 +58,7 @@ def test_an_icicle_shows_callers_above_and_marks_own_code() -> None:
     assert bold == ["list_users  1,20 s"]
     assert "naranja" in figure.axes[0].get_xlabel()
     assert figure.table is not None
-    assert figure.table["parte"].tolist() == ["100%", "86%", "64%", "14%"]
+    assert figure.table["proporción"].tolist() == ["100 %", "86 %", "64 %", "14 %"]
     assert figure.png()  # a dollar sign is not mathematics
 
 

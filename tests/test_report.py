@@ -313,7 +313,8 @@ def test_no_level_without_the_same_answer_and_the_budget(evidence: Evidence, wro
 def cached(evidence: Evidence, rate: float, compared: int = 3, foreign: int = 0) -> rubric.Level:
     """The cache's level for a hit rate on 1,000 requests."""
     hits = round(1000 * rate)
-    outcomes: list[Outcome] = ["hit"] * hits + ["miss"] * (1000 - hits - foreign) + ["foreign"] * foreign
+    counts: dict[Outcome, int] = {"hit": hits, "miss": 1000 - hits - foreign, "foreign": foreign}
+    outcomes = [outcome for outcome, count in counts.items() for _ in range(count)]
     one = Traffic("x", 1000 - hits, 10, tuple(outcomes))
     evidence.keep("traffic", one)
     if compared:

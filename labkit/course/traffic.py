@@ -95,7 +95,7 @@ class Traffic:
 
     def __repr__(self) -> str:
         wrong = self.stale + self.foreign + self.failed
-        says = words("traffic.says", rate=_percent(self.hit_rate), requests=self.requests, runs=self.runs)
+        says = words("traffic.says", rate=number(self.hit_rate, ".1%"), requests=self.requests, runs=self.runs)
         return f"{says} · {words('traffic.wrong', count=wrong)}" if wrong else says
 
     def _repr_html_(self) -> str:
@@ -117,7 +117,7 @@ class Strategies:
         """One row a strategy."""
         columns = ("name", "rate", "runs", *_COLOURS)
         rows = [
-            (r.name, _percent(r.hit_rate), r.runs, *(r.outcomes.count(outcome) for outcome in _COLOURS))
+            (r.name, number(r.hit_rate, ".1%"), r.runs, *(r.outcomes.count(outcome) for outcome in _COLOURS))
             for r in self.results
         ]
         return pd.DataFrame(rows, columns=[words(f"traffic.{column}") for column in columns])
@@ -133,7 +133,7 @@ class Strategies:
                 if any(widths):
                     axes.barh(range(len(results)), widths, left=left, color=colour, label=words(f"traffic.{outcome}"))
                 left = [a + b for a, b in zip(left, widths, strict=True)]
-            axes.set_yticks(range(len(results)), [f"{r.name}\n{_percent(r.hit_rate)}" for r in results])
+            axes.set_yticks(range(len(results)), [f"{r.name}\n{number(r.hit_rate, '.1%')}" for r in results])
             axes.set(xlabel=words("traffic.share_axis"), xlim=(0, 100), ylim=(len(results) - 0.4, -0.6))
             axes.grid(visible=False, axis="y")
             axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -142,7 +142,7 @@ class Strategies:
         return plots.figure(draw, title=repr(self), alt=words("traffic.strategies_alt"), data=self.df, size=size)
 
     def __repr__(self) -> str:
-        return " · ".join(f"{result.name}: {_percent(result.hit_rate)}" for result in self.results)
+        return " · ".join(f"{result.name}: {number(result.hit_rate, '.1%')}" for result in self.results)
 
     def _repr_html_(self) -> str:
         return _html.card(repr(self), plots.frame(self.df), symbol="→")
@@ -186,7 +186,3 @@ def standard_traffic(
 def strategies(lab: Lab, decorators: Mapping[str, Callable[[Endpoint], Endpoint]], **options: Any) -> Strategies:
     """The standard traffic under each of these decorators, by name; options as in ``standard_traffic``."""
     return Strategies(tuple(standard_traffic(lab, d, name=name, **options) for name, d in decorators.items()))
-
-
-def _percent(share: float) -> str:
-    return f"{number(100 * share, '.1f')} %"

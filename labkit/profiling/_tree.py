@@ -104,5 +104,5 @@ def finding(root: plots.Node) -> str:
         path = [node] if node.own or not path[0].own else path
     if path[0].children and path[0].children[0].value > root.value / 4:
         path.append(path[0].children[0])
-    share = number(path[-1].value / (root.value or 1), ".0%").replace("%", " %")
+    share = number(path[-1].value / (root.value or 1), ".0%")
     return say("profiling.finding", share=share, path=" → ".join(node.name for node in path))

@@ -27,7 +27,7 @@ class LineReport(SourceReport):
     counted) and ``share`` (part of the function's time, from 0 to 1).
     """
 
-    shown: ClassVar = {"time": duration, "share": lambda share: number(share, ".1%").replace("%", " %")}
+    shown: ClassVar = {"time": duration, "share": lambda share: number(share, ".1%")}
     drawn = ("time",)
     room = "lines"
 
@@ -40,7 +40,7 @@ class LineReport(SourceReport):
     def says(self) -> str:
         """The line with the largest share."""
         hot = self.hottest
-        share = number(hot.share, ".0%").replace("%", " %")
+        share = number(hot.share, ".0%")
         return say("profiling.lines", share=share, function=hot.function, line=str(hot.line))
 
 
