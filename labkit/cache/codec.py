@@ -255,9 +255,8 @@ class Codec:
             if state:
                 new.__dict__.update(state)
             return new
-        inside, extra, private, given = (
-            state[f"__{name}__"] for name in ("dict", "pydantic_extra", "pydantic_private", "pydantic_fields_set")
-        )
+        inside, given = state["__dict__"], state["__pydantic_fields_set__"]
+        extra, private = state.get("__pydantic_extra__"), state.get("__pydantic_private__")
         fits = (type(private) is dict) == bool(kind.__private_attributes__) and type(given) is set
         if not fits or type(extra) not in (dict, type(None)) or not kind.__pydantic_fields__.keys() <= inside.keys():
             raise Corrupt
