@@ -38,7 +38,7 @@ def nothing() -> Iterator[None]:
 
 
 def main() -> None:
-    """A Core and an ORM statement, with and without recorder."""
+    """Core and ORM statements, with and without recorder."""
     engine = create_engine("sqlite://", poolclass=StaticPool)
     Base.metadata.create_all(engine)
     with Session(engine) as session:
@@ -56,7 +56,16 @@ def main() -> None:
             for _ in range(n):
                 session.scalar(by_id)
 
-    tables = [_table("Core, a textual statement", core), _table("ORM session, a select()", orm)]
+    def legacy(n: int) -> None:
+        with Session(engine) as session:
+            for i in range(n):
+                session.query(Item).filter(Item.id == i % 1000).count()
+
+    tables = [
+        _table("Core, a textual statement", core),
+        _table("ORM session, a select()", orm),
+        _table("ORM session, query(...).count()", legacy),
+    ]
     introduction = "Microseconds that recording adds to each statement (SQLite in memory)."
     publish("recorder", introduction, tables)
 

@@ -20,7 +20,7 @@ from tests.test_install import canonical
 
 MOST_LINES, MOST_IN_A_TOOL, MOST_IN_ALL = 300, 800, 7500
 # Profiling is two tools in one room: what the database does, and what Python does.
-ON_STATEMENTS = {"_capture.py", "_remedies.py", "_shapes.py", "nplus1.py", "plans.py", "queries.py"}
+ON_STATEMENTS = {"_capture.py", "_stack.py", "_remedies.py", "_shapes.py", "nplus1.py", "plans.py", "queries.py"}
 
 
 @pytest.fixture(scope="module")

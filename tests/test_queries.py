@@ -8,11 +8,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextvars import copy_context
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 from sqlalchemy import Engine, String, create_engine, event, insert, select, text, update
+from sqlalchemy.engine.cursor import BufferedRowCursorFetchStrategy
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
@@ -210,6 +213,69 @@ def test_the_line_is_the_users(engine: Engine) -> None:
     first, *_, second = (s.site for s in recorder.report().statements)
     assert first == ("<cell 7>", 3, "ask")
     assert second and second.file == __file__ and "read_sql" in linecache.getline(__file__, second.line)
+
+
+def test_each_asks_for_itself_however_often_it_was_asked_before(engine: Engine) -> None:
+    question = text("SELECT count(*) FROM things")
+
+    def ask(db: Session) -> None:
+        db.execute(question)
+
+    def deeper(db: Session, depth: int) -> None:
+        deeper(db, depth - 1) if depth else ask(db)
+
+    def on_connection(db: Session) -> None:
+        db.connection().execute(question)
+
+    with Session(engine) as db, record() as recorder:
+        for depth in (0, 9, 0, 20):
+            deeper(db, depth)
+        for _ in range(3):
+            db.scalar(question)
+            (lambda: (lambda: on_connection(db))())()  # from as deep, by way of somebody else
+            db.connection().exec_driver_sql("SELECT count(*) FROM things")
+    statements = recorder.report().statements
+    here = "test_each_asks_for_itself_however_often_it_was_asked_before"
+    assert [s.site and s.site.function for s in statements] == ["ask"] * 4 + [here, "on_connection", here] * 3
+    assert len({s.site for s in statements}) == 4
+    assert len({s.path for s in statements[:4]}) == 2  # straight, and by a recursion
+
+
+def test_a_stack_may_be_shorter_than_the_last_one_that_asked_the_same(engine: Engine) -> None:
+    def ask(db: Session, sql: str) -> None:
+        db.connection().exec_driver_sql(sql)
+
+    with Session(engine) as db, record() as recorder:
+        db.query(Thing).count()  # a dozen frames of SQLAlchemy's
+        (first,) = recorder.report().statements
+        thread = threading.Thread(target=copy_context().run, args=(ask, db, first.sql))
+        thread.start()
+        thread.join()
+    assert [s.site and s.site.function for s in recorder.report().statements][1:] == ["ask"]
+
+
+def test_rows_are_fetched_as_without_a_recorder(tmp_path: Path) -> None:
+    engine = make(f"sqlite:///{tmp_path}/x.sqlite3")
+    with Session(engine) as db, record() as recorder:
+        streamed = db.connection().execution_options(stream_results=True, max_row_buffer=4).execute(select(Thing.id))
+        assert isinstance(streamed.cursor_strategy, BufferedRowCursorFetchStrategy)
+        seen = [row[0] for row in streamed]
+        result = db.connection().execute(select(Thing.id))
+        seen += [result.fetchone(), *result.fetchmany(2), *result.yield_per(3)]
+        assert result.fetchone() is None
+        given = db.execute(insert(Thing).returning(Thing.name), [{"name": "a"}, {"name": "b"}]).all()
+        db.rollback()
+    rows = [s.rows for s in recorder.report().statements]
+    assert (len(seen), rows[:2], given) == (20, [10, 10], [("a",), ("b",)])
+    engine.dispose()
+
+
+def test_an_error_while_fetching_is_sqlalchemys(engine: Engine) -> None:
+    with engine.connect() as connection, record() as recorder:
+        connection.connection.driver_connection.create_function("refuse", 1, lambda value: 1 / (5 - value))
+        with pytest.raises(OperationalError):
+            connection.execute(text("SELECT refuse(id) FROM things")).all()
+    assert [s.error for s in recorder.report().statements] == ["OperationalError"]
 
 
 def test_each_context_has_its_own(engine: Engine) -> None:

@@ -10,25 +10,22 @@ from __future__ import annotations
 
 import functools
 import itertools
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from time import perf_counter
-from types import CodeType, FrameType
 from typing import Any
 
-import greenlet  # type: ignore[import-untyped]
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
+from sqlalchemy.engine.cursor import _DEFAULT_FETCH as _fetch
+from sqlalchemy.engine.cursor import CursorFetchStrategy
 
-from labkit._frames import Site, is_user_frame
+from labkit._frames import Site
+from labkit.profiling._stack import stack
 
 SHORT, MANY = 40, 20  # characters of a parameter, and values of a list of them, that a report shows
-_LIBRARY, _USER, _BORDER = 0, 1, 2
-# Where a framework calls an endpoint: what lies further out (middleware) did not ask for the statement.
-_BORDERS = ("/fastapi/routing.py", "/starlette/routing.py", "/labkit/asgi.py")
 
 
 @dataclass(frozen=True)
@@ -58,71 +55,62 @@ class Statement:
     database: Engine | None = field(default=None, repr=False, compare=False)
 
 
-class Shot:
-    """What is noted while a statement runs; all that can wait is worked out in the report."""
+class Shot(CursorFetchStrategy):
+    """What is noted while a statement runs; all that can wait is worked out in the report.
+
+    SQLAlchemy fetches a result's rows through a strategy. The shot itself takes its place where it can, for a proxy
+    of the cursor costs as much as all the rest. (Rows that somebody takes from ``result.cursor`` are not seen.)
+    """
 
     __slots__ = (
         "compiled", "engine", "error", "fetching", "lazy", "many", "rows", "sql", "stack", "start", "stop",
         "template", "values",
     )  # fmt: skip
+    sql: str
+    values: Any
+    many: bool
+    engine: Engine
+    compiled: Any
+    lazy: bool
+    start: float
+    stop: float | None
+    fetching: float
+    rows: Any
+    error: str | None
+    stack: list[Any]
+    template: Any
 
-    def __init__(self, sql: str, values: Any, many: bool, engine: Engine, context: Any) -> None:
-        self.sql, self.many, self.engine, self.compiled = sql, many, engine, context.compiled
-        self.values = values[0] if many and isinstance(values, list) and values else values
-        self.stop: float | None = None
-        self.error: str | None = None
-        self.rows: int | None = None
-        self.fetching = 0.0
-        options = context.execution_options.get("_sa_orm_load_options")
-        self.lazy = options is not None and options._lazy_loaded_from is not None
-        self.template: Any = None
-        self.stack: list[tuple[CodeType, int]] = []
-        # Frame objects cost most here. The innermost ones are SQLAlchemy's in any case: step over them.
-        try:
-            frame = sys._getframe(5)
-            self._walk(sys._getframe(7) if frame.f_code.co_name == "_execute_on_connection" else frame)
-        except ValueError:  # a greenlet's stack ends here
-            self._walk(None)
-        self.start = perf_counter()
+    def fetchone(self, result: Any, dbapi_cursor: Any, hard_close: bool = False) -> Any:
+        start = perf_counter()
+        row = _fetch.fetchone(result, dbapi_cursor, hard_close)
+        self.fetching += perf_counter() - start
+        if row is not None:
+            self.rows += 1
+        return row
 
-    def _walk(self, frame: FrameType | None) -> None:
-        """Note the user's frames from the inside out, as far as the framework that called the endpoint."""
-        stack, kinds, here = self.stack, _kinds, greenlet.getcurrent()
-        while True:
-            while frame is not None:
-                own = frame.f_code
-                kind = kinds.get(own.co_filename)
-                if kind is None:
-                    kind = _kind(own.co_filename, frame.f_globals.get("__name__"))
-                if kind:
-                    if kind == _BORDER or len(stack) == 32:
-                        return
-                    if not stack:
-                        self.template = frame.f_globals.get("__jinja_template__")
-                    stack.append((own, frame.f_lasti))
-                frame = frame.f_back
-            # An async engine runs in a greenlet of its own: go on in the coroutine that is waiting for it.
-            if here.parent is None:
-                return
-            here = here.parent
-            frame = here.gr_frame
+    def fetchmany(self, result: Any, dbapi_cursor: Any, size: int | None = None) -> Any:
+        start = perf_counter()
+        rows = _fetch.fetchmany(result, dbapi_cursor, size)
+        self.fetching += perf_counter() - start
+        self.rows += len(rows)
+        return rows
+
+    def fetchall(self, result: Any, dbapi_cursor: Any) -> Any:
+        start = perf_counter()
+        rows = _fetch.fetchall(result, dbapi_cursor)
+        self.fetching += perf_counter() - start
+        self.rows += len(rows)
+        return rows
+
+    def yield_per(self, result: Any, dbapi_cursor: Any, num: int) -> None:
+        super().yield_per(result, _Cursor(dbapi_cursor, self), num)
 
 
-_kinds: dict[str, int] = {}
+class _Cursor:
+    """Stands before the DBAPI cursor of a result that SQLAlchemy fetches in another way: streams, RETURNING."""
 
-
-def _kind(filename: str, module: str | None) -> int:
-    border = filename.replace("\\", "/").endswith(_BORDERS)
-    kind = _BORDER if border else _USER if is_user_frame(filename, module) else _LIBRARY
-    if not filename.startswith("<"):  # "<string>" depends on the module as well
-        _kinds[filename] = kind
-    return kind
-
-
-class _Fetching:
-    """Stands before a DBAPI cursor, counts the rows it hands out and the time that takes."""
-
-    __slots__ = ("_cursor", "_shot")
+    def __init__(self, cursor: Any, shot: Shot) -> None:
+        self.__dict__.update(_cursor=cursor, _shot=shot)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._cursor, name)
@@ -131,37 +119,26 @@ class _Fetching:
         setattr(self._cursor, name, value)
 
     def fetchone(self) -> Any:
-        shot, start = self._shot, perf_counter()
+        start = perf_counter()
         row = self._cursor.fetchone()
-        shot.fetching += perf_counter() - start
-        if row is not None:
-            shot.rows += 1
+        self._note(start, row is not None)
         return row
 
     def fetchmany(self, *size: int) -> Any:
-        return self._several(self._cursor.fetchmany, *size)
-
-    def fetchall(self) -> Any:
-        return self._several(self._cursor.fetchall)
-
-    def _several(self, fetch: Callable[..., Any], *size: int) -> Any:
-        shot, start = self._shot, perf_counter()
-        rows = fetch(*size)
-        shot.fetching += perf_counter() - start
-        shot.rows += len(rows)
+        start = perf_counter()
+        rows = self._cursor.fetchmany(*size)
+        self._note(start, len(rows))
         return rows
 
-    # What SQLAlchemy asks of every cursor, because __getattr__ takes a microsecond.
+    def fetchall(self) -> Any:
+        start = perf_counter()
+        rows = self._cursor.fetchall()
+        self._note(start, len(rows))
+        return rows
 
-    @property
-    def description(self) -> Any:
-        return self._cursor.description
-
-    def close(self) -> None:
-        self._cursor.close()
-
-
-_set_cursor, _set_shot = _Fetching._cursor.__set__, _Fetching._shot.__set__  # type: ignore[attr-defined]
+    def _note(self, start: float, rows: int) -> None:
+        self._shot.fetching += perf_counter() - start
+        self._shot.rows += rows
 
 
 # The lists to append to: who listens in this context, tasks and threadpool workers started in it included.
@@ -169,10 +146,19 @@ _sinks: ContextVar[tuple[list[Shot], ...]] = ContextVar("labkit_queries", defaul
 
 
 def _before(connection: Any, cursor: Any, sql: str, values: Any, context: Any, many: bool) -> tuple[str, Any]:
-    if sinks := _sinks.get():
-        context._labkit_shot = shot = Shot(sql, values, many, connection.engine, context)
-        for sink in sinks:
-            sink.append(shot)
+    if not (sinks := _sinks.get()):
+        return sql, values
+    context._labkit_shot = shot = Shot()
+    shot.sql, shot.many, shot.engine, shot.compiled = sql, many, connection.engine, context.compiled
+    shot.values = values[0] if many and isinstance(values, list) and values else values
+    shot.stop = shot.error = shot.rows = None
+    shot.fetching = 0.0
+    options = context.execution_options.get("_sa_orm_load_options")
+    shot.lazy = options is not None and options._lazy_loaded_from is not None
+    shot.stack, shot.template = stack(sql, 5 if context.compiled is None else 7)  # SQLAlchemy's frames, at least
+    for sink in sinks:
+        sink.append(shot)
+    shot.start = perf_counter()
     return sql, values
 
 
@@ -183,11 +169,17 @@ def _after(connection: Any, cursor: Any, sql: str, values: Any, context: Any, ma
     shot.stop = perf_counter()
     if cursor.description is None:
         shot.rows = cursor.rowcount if cursor.rowcount >= 0 else None
-    elif not shot.many:
+    elif not many:
         shot.rows = 0
-        context.cursor = fetching = _Fetching()
-        _set_cursor(fetching, cursor)
-        _set_shot(fetching, shot)
+        if (
+            context.cursor_fetch_strategy is _fetch
+            and not context.is_crud
+            and not context._is_server_side
+            and "stream_results" not in context.execution_options
+        ):
+            context.cursor_fetch_strategy = shot
+        else:
+            context.cursor = _Cursor(cursor, shot)
 
 
 def _failed(failure: Any) -> None:
@@ -220,7 +212,7 @@ def statement(shot: Shot, began: float) -> Statement:
     """Work out what was noted; ``began`` is the clock's time when the recording began."""
     site = None
     if shot.stack:
-        own, last = shot.stack[0]
+        own, last = shot.stack[:2]
         position = next(itertools.islice(own.co_positions(), last // 2, None), (None,))
         site = Site(own.co_filename, position[0] or own.co_firstlineno, own.co_name)
         if shot.template is not None:
@@ -236,7 +228,7 @@ def statement(shot: Shot, began: float) -> Statement:
         start=shot.start - began,
         error=shot.error,
         values=shot.values,
-        path=frozenset((id(own), last) for own, last in shot.stack),
+        path=frozenset(zip(map(id, shot.stack[::2]), shot.stack[1::2], strict=True)),
         origin=(shot.compiled, shot.lazy),
         database=shot.engine,
     )
