@@ -97,3 +97,35 @@ def test_a_worker_that_reports_its_result_is_not_stopped(monkeypatch: pytest.Mon
         inner = SimpleNamespace(f_code=SimpleNamespace(co_qualname="inner"), f_globals={"__name__": module}, f_back=run)
         monkeypatch.setattr(sys, "_current_frames", lambda inner=inner: {7: inner})
         assert _threads.workers(lambda each: each is context) == found
+
+
+@pytest.mark.parametrize(("late", "last"), [(0.0001, 0.0004), (0.05, 0.00025), (0.0, 0.0005)])
+def test_what_a_timer_is_late_is_taken_off_the_next_pause(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, late: float, last: float
+) -> None:
+    """So that each statement pays what was promised; a busy machine's delay is its own and stays on top."""
+    clock, naps = Clock(), []
+
+    def sleep(seconds: float) -> None:
+        assert seconds >= 0
+        naps.append(seconds)
+        clock.now += seconds + late
+
+    clock.sleep = sleep
+    monkeypatch.setattr(faults, "time", clock)
+    app = FastAPI()
+
+    @app.get("/many")
+    def many() -> None:
+        with engine.connect() as connection:
+            for _ in range(5):
+                connection.execute(text("SELECT 1"))
+
+    with Lab(app, time_limit=1e6) as lab:
+        for _ in range(2):
+            lab.get("/many")
+        assert naps == pytest.approx([0.0005, *[last] * 4] * 2)
+        lab.latency(0.01)
+        naps.clear()
+        lab.get("/many")
+        assert naps[0] == pytest.approx(0.00001) and all(nap >= 0 for nap in naps)
