@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from types import UnionType
+from contextlib import suppress
+from types import NoneType, SimpleNamespace, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 from labkit._text import say
@@ -19,10 +20,13 @@ _TELLING = frozenset(("authorization", "proxy-authorization", "cookie"))
 
 def hints(function: Callable[..., Any]) -> dict[str, Any]:
     """The annotations of a function; one that cannot be resolved (a name only type checkers import) stays as it is."""
-    try:
-        return get_type_hints(function, include_extras=True)
-    except (NameError, TypeError):
-        return dict(function.__annotations__)
+    found = dict(getattr(function, "__annotations__", {}))
+    space = getattr(inspect.unwrap(function), "__globals__", {})
+    for name, hint in found.items():
+        one = SimpleNamespace(__annotations__={name: hint})
+        with suppress(NameError, TypeError):
+            found |= get_type_hints(one, space, include_extras=True)
+    return found
 
 
 class Arguments:
@@ -77,6 +81,7 @@ class Arguments:
         # All arguments given by position and all of them in the key: the values are the arguments.
         self._as_is = len(kept) if len(kept) == len(parameters) == len(self._positional) and not who else -1
         self._sees_request = False
+        self._suspects: list[tuple[int, str]] = []
         if injects and who is None and not public:
             self._look_into(function)
 
@@ -88,17 +93,24 @@ class Arguments:
             CacheError: if an argument that only FastAPI fills in, or one that ``who`` needs, is missing.
         """
         count = len(args)
-        if not kwargs and count == self._as_is:
+        if not kwargs and count == self._as_is and not self._suspects:
             return args
         if "request" in self._asks and "request" in kwargs and "request" not in self._by_name:
             kwargs = dict(kwargs)
             request = kwargs.pop("request")
-        values = [args[place] if place < count else kwargs.get(name, default) for name, place, default in self._kept]
         over = count > len(self._positional) and not self._rest
         twice = kwargs and count and not kwargs.keys().isdisjoint(self._positional[:count])
-        strange = not self._more and not kwargs.keys() <= self._by_name
-        if over or twice or strange or any(value is _INJECTED or value is _EMPTY for value in values):
+        if over or twice or not (self._more or kwargs.keys() <= self._by_name):
             self._complain(args, kwargs)
+        values = []
+        for name, place, default in self._kept:
+            value = args[place] if place < count else kwargs.get(name, default)
+            if value is _EMPTY or value is _INJECTED:
+                self._complain(args, kwargs)
+            values.append(value)
+        for index, name in self._suspects:
+            if is_tool(type(values[index])):
+                raise self._untold(name)
         if self._rest:
             values.append(args[len(self._positional) :])
         if self._more:
@@ -119,6 +131,9 @@ class Arguments:
             if name not in bound and default is _EMPTY:
                 raise TypeError(f"{self._name}() missing a required argument: {name!r}")
 
+    def _untold(self, name: str) -> CacheError:
+        return CacheError(say("cache.depends_on_who", function=self._name, name=name))
+
     def _asker(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], request: Any) -> Any:
         given = {**self._defaults, **dict(zip(self._positional, args, strict=False)), **kwargs}
         if request is not None:
@@ -135,19 +150,31 @@ class Arguments:
         from fastapi.security.base import SecurityBase
 
         try:
-            todo = [get_dependant(path="/", call=function)]
+            whole = get_dependant(path="/", call=function)
         except (FastAPIError, AssertionError):  # no endpoint, then: FastAPI will not take it either
             return
+        own = {field.alias for field in _inputs(whole)}
+        todo = [(whole, "")]
         while todo:
-            part = todo.pop()
-            todo += part.dependencies
-            telling = [field.alias for field in part.cookie_params]
-            telling += [name for field in part.header_params for name in _headers(field) if name in _TELLING]
+            part, filled = todo.pop()  # with the parameter of the endpoint that it fills in
+            todo += [(below, filled or below.name or "") for below in part.dependencies]
+            telling = [name for field in part.header_params for name in _headers(field) if name in _TELLING]
+            telling += [field.alias for field in part.cookie_params]
             if isinstance(part.call, SecurityBase):
                 telling.append(type(part.call).__name__)
+            others = [field.alias for field in _inputs(part) if filled and field.alias not in own]
+            if others and filled in self.names:  # fine if it fills in a value, which only a call shows
+                self._suspects.append((self.names.index(filled), others[0]))
+            elif others:
+                telling += others
             if telling:
-                raise CacheError(say("cache.depends_on_who", function=self._name, name=telling[0]))
+                raise self._untold(telling[0])
             self._sees_request |= bool(part.request_param_name or part.http_connection_param_name)
+
+
+def _inputs(part: Any) -> list[Any]:
+    """What a dependency reads from a request, its own dependencies apart."""
+    return [*part.path_params, *part.query_params, *part.header_params, *part.cookie_params, *part.body_params]
 
 
 def _headers(field: Any) -> Iterator[str]:
@@ -168,10 +195,14 @@ def _names_tool(hint: Any) -> bool:
     if get_origin(hint) is Annotated:
         hint = get_args(hint)[0]
     parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    return any(is_tool(get_origin(part) or part) for part in parts)
+    kinds = [get_origin(part) or part for part in parts if part is not NoneType]
+    return bool(kinds) and all(map(is_tool, kinds))
 
 
 def _gives_tool(dependency: Any) -> bool:
     """Whether a dependency returns or yields a tool, by its annotation."""
-    gives = hints(dependency).get("return") if inspect.isroutine(dependency) else dependency
-    return _names_tool(gives) or any(map(_names_tool, get_args(gives)[:1]))
+    if not inspect.isroutine(dependency):
+        return _names_tool(dependency)
+    gives = hints(dependency).get("return")
+    yields = inspect.isgeneratorfunction(dependency) or inspect.isasyncgenfunction(dependency)
+    return any(map(_names_tool, get_args(gives)[:1])) if yields else _names_tool(gives)
