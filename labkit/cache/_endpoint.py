@@ -1,63 +1,55 @@
 """Cached endpoints: FastAPI hands the request in, and what is stored is the response as it is sent.
 
-FastAPI is told of two more parameters, the connection and the response that dependencies write headers on. It passes
-a ``Response`` through as it is; so a result is rendered here as the route would have done.
+FastAPI is told of two more parameters: the connection, and the response that dependencies write their headers on. It
+passes a ``Response`` through as it is; so a result is rendered here, as the route would have done.
 """
 
 from __future__ import annotations
 
 import asyncio
 import inspect
-import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from copy import copy
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from fastapi.datastructures import DefaultPlaceholder
-from fastapi.exceptions import HTTPException
 from fastapi.routing import serialize_response
 from fastapi.utils import is_body_allowed_for_status_code
 from starlette.requests import HTTPConnection
 from starlette.responses import Response, StreamingResponse
 
 from labkit.cache.arguments import hints
+from labkit.cache.call import GONE, Call, Fill, Headers, Made, Raised, read_media, write_media
 from labkit.cache.client import finished
-from labkit.cache.codec import Codec, Corrupt
-from labkit.cache.engine import Made, Raised
 from labkit.cache.entry import Entry
 from labkit.cache.locks import Lock
 
 CONNECTION, RESPONSE = "labkit_connection", "labkit_response"
 MARK = "labkit.cache"  # in the scope of a request that the cache itself makes: the lock to fill under
-_RAISED = "raised"  # in place of a route: an HTTPException
-_GONE = frozenset({404, 410})
+_KINDS = {CONNECTION: HTTPConnection, RESPONSE: Response}
 _EMPTY = frozenset({204, 304})  # these have no length either
-_OWN = frozenset({b"x-cache", b"age", b"content-length"})  # of each answer anew
+_EACH = frozenset({b"x-cache", b"age", b"content-length"})  # of each answer anew
 _TELLING = frozenset({b"set-cookie", b"vary"})
 _KEPT = {"type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path"}
 _KEPT |= {"headers", "client", "server"}
-Headers = list[tuple[bytes, bytes]]
+_OPTIONS = "include", "exclude", "by_alias", "exclude_unset", "exclude_defaults", "exclude_none"
 
 
 def signature(function: Callable[..., Any]) -> inspect.Signature:
     """What FastAPI is to see: the function's own parameters, and two that only the cache needs."""
     shown = inspect.signature(function)
-    hidden = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind)
-        for name, kind in ((CONNECTION, HTTPConnection), (RESPONSE, Response))
-    ]
     own = list(shown.parameters.values())
     last = len(own) - bool(own and own[-1].kind is inspect.Parameter.VAR_KEYWORD)
+    hidden = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind) for name, kind in _KINDS.items()]
     return shown.replace(parameters=[*own[:last], *hidden, *own[last:]])
 
 
 def doubles(function: Callable[..., Any]) -> dict[str, str]:
-    """Parameters of the function that FastAPI does not fill because ours take the same, and which of ours that is."""
-    found = {n: kind for n, kind in hints(function).items() if n != "return" and inspect.isclass(kind)}
-    of = {n: RESPONSE for n, kind in found.items() if issubclass(kind, Response)}
-    return of | {n: CONNECTION for n, kind in found.items() if kind is HTTPConnection}
+    """Parameters that FastAPI leaves out because ours take the same, and which of ours it is."""
+    own = {name: kind for name, kind in hints(function).items() if name != "return" and inspect.isclass(kind)}
+    of = {name: RESPONSE for name, kind in own.items() if issubclass(kind, Response)}
+    return of | {name: CONNECTION for name, kind in own.items() if kind is HTTPConnection}
 
 
 class Stored(Response):
@@ -67,103 +59,60 @@ class Stored(Response):
         self.status_code, self.body, self.raw_headers, self.background = status, body, headers, None
 
 
-@lru_cache(maxsize=256)
-def _read(media: str) -> tuple[str, bool, Headers]:
-    """What stands in ``Entry.media``: the route, whether the request's own headers belong to it, and the headers."""
-    try:
-        route, own, pairs = json.loads(media)
-        return str(route), bool(own), [(name.encode("latin-1"), value.encode("latin-1")) for name, value in pairs]
-    except (ValueError, TypeError, AttributeError):
-        raise Corrupt("media") from None
-
-
-def use_raised(entry: Entry, codec: Codec) -> Raised:
-    """The exception that was stored. Raises ``Corrupt``."""
-    route, _, headers = _read(entry.media)
-    if route != _RAISED:
-        raise Corrupt("route")
-    names = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
-    return Raised(HTTPException(entry.status, codec.loads(entry.payload), names or None))
-
-
-def keep_raised(error: Exception, codec: Codec, ttl: float | None) -> Made:
-    """What to store of an exception if it says that there is no such thing; else raises it."""
-    if ttl is None or not isinstance(error, HTTPException) or error.status_code not in _GONE:
-        raise error
-    media = json.dumps((_RAISED, False, list((error.headers or {}).items())))
-    return Made(Raised(error), codec.dumps(error.detail), error.status_code, media, ttl=ttl)
-
-
 @dataclass(slots=True)
-class EndpointCall:
-    """One request to a cached endpoint.
+class EndpointCall(Call):
+    """One call, by a request.
 
     Attributes:
         request: as FastAPI gave it.
         injected: the response that dependencies and the endpoint write their headers and status on.
-        run: runs the endpoint.
-        tags: gives the tags of a result.
-        negative: seconds to keep an answer 404 or 410.
-        threaded: whether it runs in a thread, where no request can be made to the application.
     """
 
     request: HTTPConnection
     injected: Response
-    run: Callable[[], Awaitable[Any]]
-    tags: Callable[[Any], Sequence[str]]
-    codec: Codec
-    negative: float | None
-    threaded: bool
 
     async def make(self) -> Made:
         before = list(self.injected.headers.raw)  # dependencies', for this request alone
         result = await self.run()
-        response, ready = await self._render(result), isinstance(result, Response)
-        own = [] if ready else [pair for pair in self.injected.headers.raw if pair not in before]
-        status = response.status_code
-        ttl = self.negative if status in _GONE else None
-        made = Made(response, None, tags=self.tags(result), ttl=ttl, failed=status >= 500)
-        headers = [*response.raw_headers, *own]
+        response, plain = await self._render(result), not isinstance(result, Response)
+        status, own = response.status_code, [pair for pair in self.injected.headers.raw if plain and pair not in before]
+        ttl, headers = self.negative if status in GONE else None, [*response.raw_headers, *own]
+        made = Made(response, tags=self.tags(result), ttl=ttl, failed=status >= 500)
         if (status < 400 or ttl is not None) and _shareable(response, headers):
-            pairs = [(k.decode("latin-1"), v.decode("latin-1")) for k, v in headers if k.lower() not in _OWN]
+            kept = [pair for pair in headers if pair[0].lower() not in _EACH]
             made.payload, made.status = bytes(response.body), status
-            made.media = json.dumps((self._where(), not ready, pairs))
-        if not ready:
+            made.media = write_media(self._where, plain, kept)
+        if plain:
             response.raw_headers = [*response.raw_headers, *self.injected.headers.raw]
         return made
 
     def use(self, entry: Entry) -> Any:
-        if not entry.rendered:  # written by a function: rendered for this route now
+        if not entry.rendered:  # a value, written by a function: rendered for this route now
             response = finished(self._render(self.codec.loads(entry.payload)))
             response.raw_headers = [*response.raw_headers, *self.injected.headers.raw]
             return response
-        route, own, headers = _read(entry.media)
-        if route == _RAISED:
-            return use_raised(entry, self.codec)
-        if route != self._where():
-            raise Corrupt("route")
+        route, plain, headers = read_media(entry.media)
+        if route != self._where:
+            return Call.use(self, entry)
         size = [] if entry.status in _EMPTY else [(b"content-length", b"%d" % len(entry.payload))]
-        return Stored(entry.status, entry.payload, [*size, *headers, *(self.injected.headers.raw if own else ())])
+        return Stored(entry.status, entry.payload, [*size, *headers, *(self.injected.headers.raw if plain else ())])
 
     def dress(self, result: Any, label: str, age: float) -> Any:
-        marks = {"X-Cache": label} if label in ("MISS", "BYPASS") else {"X-Cache": label, "Age": str(max(0, int(age)))}
+        marks = {"x-cache": label} | ({"age": str(max(0, int(age)))} if label in ("HIT", "STALE") else {})
         if isinstance(result, Raised):
-            if isinstance(result.error, HTTPException) and label in ("HIT", "STALE"):
-                result.error.headers = {**(result.error.headers or {}), **marks}
+            if "age" in marks:  # else it is the endpoint's own, not a copy
+                result.error.headers = {**(result.error.headers or {}), **marks}  # type: ignore[attr-defined]
             return result
-        dressed = copy(result)  # it may be somebody's own
+        dressed = copy(result)  # it may be an object that the endpoint returns each time
         dressed.__dict__.pop("_headers", None)
-        dressed.raw_headers = [*result.raw_headers, *((k.lower().encode(), v.encode()) for k, v in marks.items())]
+        dressed.raw_headers = [*result.raw_headers, *((name.encode(), value.encode()) for name, value in marks.items())]
         return dressed
 
-    def rescue(self, error: Exception) -> Made:
-        return keep_raised(error, self.codec, self.negative)
-
-    def behind(self) -> Callable[[Lock], Awaitable[object]] | None:
-        return None if self.threaded or self.request.scope["method"] != "GET" else self._again
+    def behind(self, fill: Fill) -> Callable[[Lock], Awaitable[Any]] | None:
+        return self._again if self.repeatable and self.request.scope["method"] == "GET" else None
 
     async def _again(self, lock: Lock) -> None:
-        """The same request once more: this one's session will be closed. Its middleware runs too, as for any other."""
+        """The same request once more, for this one's session will be closed. Its middleware runs as for any other."""
         scope = {name: value for name, value in self.request.scope.items() if name in _KEPT}
         scope |= {"state": dict(self.request.scope.get("state", {})), MARK: lock}
         messages = [{"type": "http.request", "body": b"", "more_body": False}]
@@ -181,6 +130,7 @@ class EndpointCall:
         scope = self.request.scope
         return scope.get("fastapi", {}).get("effective_route_context") or scope["route"]
 
+    @property
     def _where(self) -> str:
         """Which route renders: the same function may stand behind two, with different models."""
         return f"{self.request.scope.get('root_path', '')}{self._route.path_format}"
@@ -190,26 +140,18 @@ class EndpointCall:
         if isinstance(result, Response):
             return result
         route, kind = self._route, self._route.response_class
-        is_default = isinstance(kind, DefaultPlaceholder)
-        as_bytes = is_default and route.response_field is not None
+        default = isinstance(kind, DefaultPlaceholder)
+        as_bytes = default and route.response_field is not None
+        options = {name: getattr(route, f"response_model_{name}") for name in _OPTIONS}
         content = await serialize_response(
-            field=route.response_field,
-            response_content=result,
-            include=route.response_model_include,
-            exclude=route.response_model_exclude,
-            by_alias=route.response_model_by_alias,
-            exclude_unset=route.response_model_exclude_unset,
-            exclude_defaults=route.response_model_exclude_defaults,
-            exclude_none=route.response_model_exclude_none,
-            is_coroutine=True,
-            dump_json=as_bytes,
+            field=route.response_field, response_content=result, dump_json=as_bytes, **options
         )
         status = self.injected.status_code or route.status_code
-        options: dict[str, Any] = {"status_code": status} if status else {}
+        more: dict[str, Any] = {"status_code": status} if status else {}
         if as_bytes:
-            response = Response(content, media_type="application/json", **options)
+            response = Response(content, media_type="application/json", **more)
         else:
-            response = (kind.value if is_default else kind)(content, **options)
+            response = (kind.value if default else kind)(content, **more)
         if not is_body_allowed_for_status_code(response.status_code):
             response.body = b""
         return response

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Sequence
+from string import Formatter
 from typing import Any, TypeVar
 
 from labkit._text import say
 from labkit.cache import _endpoint
-from labkit.cache._endpoint import EndpointCall, keep_raised, use_raised
+from labkit.cache._endpoint import EndpointCall
 from labkit.cache.arguments import Arguments, hints
+from labkit.cache.call import Call
 from labkit.cache.client import CacheClient, checked_ttl, finished
 from labkit.cache.codec import Codec
-from labkit.cache.engine import Engine, Life, Made
-from labkit.cache.entry import Entry
+from labkit.cache.engine import Engine, Life
 from labkit.cache.events import Observer
-from labkit.cache.faces import Face, Looping, Threading
+from labkit.cache.faces import Looping, Threading
 from labkit.cache.keys import KeyMaker
-from labkit.cache.locks import Lock
 from labkit.cache.strategies.aside import CacheAside
 from labkit.cache.strategies.base import Strategy
 from labkit.errors import CacheError
@@ -42,32 +42,6 @@ class _Fixed:
 
     def forget(self, key: str) -> None:
         pass
-
-
-@dataclass(slots=True)
-class FunctionCall:
-    """One call of a cached function, see ``engine.Call``."""
-
-    cache: Cache
-    run: Callable[[], Awaitable[Any]]
-    tags: Callable[[Any], Sequence[str]]
-
-    async def make(self) -> Made:
-        result = await self.run()
-        return Made(result, self.cache.codec.dumps(result), tags=self.tags(result))
-
-    def use(self, entry: Entry) -> Any:
-        codec = self.cache.codec
-        return use_raised(entry, codec) if entry.rendered else codec.loads(entry.payload)
-
-    def dress(self, result: Any, label: str, age: float) -> Any:
-        return result
-
-    def rescue(self, error: Exception) -> Made:
-        return keep_raised(error, self.cache.codec, self.cache.negative)
-
-    def behind(self) -> Callable[[Lock], Awaitable[object]] | None:
-        return functools.partial(self.cache.engine.fill, call=self) if self.cache.repeatable else None
 
 
 class Cache:
@@ -103,6 +77,11 @@ class Cache:
         self.prefix = f"{key_prefix}:" if key_prefix else f"{function.__qualname__.rpartition('.')[2]}:"
         self._maker = KeyMaker(key_prefix, function, arguments.names)
         self._doubles = _endpoint.doubles(function)
+        for tag in () if callable(tags) else tags:
+            for _, field, _, _ in Formatter().parse(tag):
+                if field is not None and re.split(r"[.[]", field)[0] not in arguments.names:
+                    known = ", ".join(arguments.names)
+                    raise CacheError(say("cached.bad_tag", tag=tag, function=function.__name__, names=known))
 
     def key(self, *args: Any, **kwargs: Any) -> str:
         """The name in Redis of the answer to these arguments; sessions and requests may be left out."""
@@ -129,7 +108,7 @@ class Cache:
             kwargs[name] = injected if ours == _endpoint.RESPONSE else request
         values = self.arguments.values((), kwargs, request)
         run, tags = functools.partial(self._run, self.function, (), kwargs), functools.partial(self._tags, values)
-        call = EndpointCall(request, injected, run, tags, self.codec, self.negative, not self.is_async)
+        call = EndpointCall(run, tags, self.codec, self.negative, self.is_async, request, injected)
         if self.arguments.bypasses(request):
             return call.dress((await call.make()).result, "BYPASS", 0)
         key, lock = self._maker(values), request.scope.get(_endpoint.MARK)
@@ -137,9 +116,9 @@ class Cache:
             return await self.engine.fill(lock, call)
         return await self.engine.obtain(key, call)
 
-    def _call(self, function: Callable[..., Any], args: Any, kwargs: Any, values: tuple[Any, ...]) -> FunctionCall:
+    def _call(self, function: Callable[..., Any], args: Any, kwargs: Any, values: tuple[Any, ...]) -> Call:
         run = functools.partial(self._run, function, args, kwargs)
-        return FunctionCall(self, run, functools.partial(self._tags, values))
+        return Call(run, functools.partial(self._tags, values), self.codec, self.negative, self.repeatable)
 
     async def _run(self, function: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         result = function(*args, **kwargs)
@@ -210,7 +189,7 @@ def cached(
         if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
             raise CacheError(say("cached.generator", name=name))
         arguments = Arguments(function, who, public)
-        face: Face = Looping(client) if inspect.iscoroutinefunction(function) else Threading(client)
+        face: Looping | Threading = Looping(client) if inspect.iscoroutinefunction(function) else Threading(client)
         engine = Engine(name, face, strategy or CacheAside(), life, observer)
         cache = Cache(function, engine, arguments, key_prefix, tags, negative, types)
         client.prefixes.add(cache.prefix)

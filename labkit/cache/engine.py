@@ -4,71 +4,23 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from time import perf_counter
 from typing import Any, Protocol
 
 from labkit.cache import locks
+from labkit.cache.call import Call, Made, Raised
 from labkit.cache.client import Unavailable
 from labkit.cache.codec import Corrupt
 from labkit.cache.entry import Entry, unpack
 from labkit.cache.events import Event, Kind, Observer, tell
-from labkit.cache.faces import Face
+from labkit.cache.faces import Looping, Threading
 from labkit.cache.flights import Flight, Flights, Landed
 from labkit.cache.locks import Lock
 from labkit.cache.strategies.base import Strategy, Verdict
 
 _SEEN = 32  # bytes at the beginning of an entry that tell it from the one stored after it
-
-
-@dataclass(slots=True)
-class Raised:
-    """In the place of an answer: the exception that it is."""
-
-    error: Exception
-
-
-@dataclass(slots=True)
-class Made:
-    """What a run of the function gave.
-
-    Attributes:
-        result: for the caller who ran it; ``Raised``: what it raises.
-        payload: to be stored; None if it must not be.
-        status, media: as in ``Entry``.
-        tags: of the value.
-        ttl: seconds, where it is not the function's usual one.
-        failed: whether an older value would do better.
-    """
-
-    result: Any
-    payload: bytes | None
-    status: int = 0
-    media: str = ""
-    tags: Sequence[str] = ()
-    ttl: float | None = None
-    failed: bool = False
-
-
-class Call(Protocol):
-    """One call: of a function, or of an endpoint by a request."""
-
-    async def make(self) -> Made:
-        """Run the function."""
-
-    def use(self, entry: Entry) -> Any:
-        """The answer that ``entry`` holds; ``Raised``: what it raises. ``Corrupt`` if it holds none for this call."""
-
-    def dress(self, result: Any, label: str, age: float) -> Any:
-        """The answer with the word for where it is from and its age in seconds."""
-
-    def rescue(self, error: Exception) -> Made:
-        """The answer that an exception is, where it may be stored. Else raises it."""
-
-    def behind(self) -> Callable[[Lock], Awaitable[object]] | None:
-        """What computes the value without this caller; None if nothing can."""
 
 
 class Life(Protocol):
@@ -82,9 +34,11 @@ class Life(Protocol):
 class Engine:
     """Looks up, computes, stores and tells, for one cached function."""
 
-    def __init__(self, name: str, face: Face, strategy: Strategy, life: Life, observer: Observer | None) -> None:
+    def __init__(
+        self, name: str, face: Looping | Threading, strategy: Strategy, life: Life, observer: Observer | None
+    ) -> None:
         self.name, self.face, self.strategy, self.life, self.observer = name, face, strategy, life, observer
-        self.flights: Flights[Entry] = Flights()
+        self.flights = Flights()
         self._refreshing: set[str] = set()
 
     async def obtain(self, key: str, call: Call) -> Any:
@@ -94,7 +48,7 @@ class Engine:
             flight, seat = flights.enter(key, face.home(), face.seat)
             if seat is None:
                 return await self._lead(flight, call, start)
-            landed: Landed[Entry] = await self._join(flight, seat)
+            landed = await self._join(flight, seat)
             if landed.heir:
                 return await self._lead(flight, call, start)
             if landed.error is not None:
@@ -109,11 +63,11 @@ class Engine:
         """Run the function and store what it gives, whatever is stored or under way."""
         stored = False
         try:
-            lock: Lock | None = await locks.seize(self.face, key)
+            lock: Lock | None = await locks.seize(self.face.redis, key)
         except Unavailable:
             lock = None
         try:
-            made, entry = await self._run(Flight(key, None, 0, lock), call)
+            made, entry = await self._run(Flight(key, None, 0, lock=lock), call)
             stored = await self._store(lock, entry, made)
         finally:
             if not stored:
@@ -125,20 +79,20 @@ class Engine:
         """Invalidate ``key``; whether Redis confirmed it."""
         self.life.forget(key)
         try:
-            return await self.face.forget((key,))
+            return await self.face.redis.forget((key,))
         finally:
             self.flights.detach(key)  # whoever comes from now on joins nobody who began before
 
     async def forget_tag(self, tag: str) -> bool:
         """Invalidate what has ``tag``, of any function; whether Redis confirmed it."""
         try:
-            return await self.face.forget((), (locks.tag_key(tag),))
+            return await self.face.redis.forget((), (locks.tag_key(tag),))
         finally:
             self.flights.detach_all()
 
     async def fill(self, lock: Lock, call: Call) -> Any:
         """Run the function and store what it gives, under a lock that is held already."""
-        made, entry = await self._run(Flight(lock.key, None, 0, lock), call)
+        made, entry = await self._run(Flight(lock.key, None, 0, lock=lock), call)
         await self._store(lock, entry, made)
         return made.result
 
@@ -161,9 +115,8 @@ class Engine:
                 found = await self._look(flight, call)
                 if found is not None:
                     self.flights.land(flight, Landed(flight.old))
-                    if flight.refresh and (again := await self._refresh(flight, call)) is not None:
-                        return await self._lead(again, call, start)
-                    return self._serve(flight, call, flight.old, found[0], start)
+                    if not flight.refresh or not await self._refresh(flight, call):
+                        return self._serve(flight, call, flight.old, found[0], start)
             made, entry = await self._run(flight, call)
         except Exception as error:
             self._tell("error", flight.key, start, type(error).__name__)
@@ -187,9 +140,9 @@ class Engine:
     async def _look(self, flight: Flight, call: Call) -> tuple[Any] | None:
         """What Redis holds (it is ``flight.old``), unless the function must run: then the flight has the lock, or
         Redis is away."""
-        seen = b""
+        seen: bytes | None = None
         try:
-            data = await self.face.read(flight.key)
+            data = await self.face.redis.read(flight.key)
             while True:
                 if data is not None:
                     seen = data[:_SEEN]
@@ -203,12 +156,12 @@ class Engine:
                     except Corrupt:
                         flight.old = None
                         self._tell("error", flight.key, perf_counter(), "corrupt")
-                taken = await locks.take(self.face, flight.key, seen)
+                taken = await locks.take(self.face.redis, flight.key, seen)
                 if isinstance(taken, Lock):
                     flight.lock = taken
                     return None
                 if isinstance(taken, str):
-                    await locks.wait(self.face, flight.key, taken)
+                    await locks.wait(self.face.redis, flight.key, taken)
                 data = taken if isinstance(taken, bytes) else None
         except Unavailable:
             flight.away = True
@@ -225,6 +178,7 @@ class Engine:
             if old is None or not self.strategy.rescue(old, time.time()):
                 made = call.rescue(error)
         finally:
+            self._refreshing.discard(flight.key)
             if stop is not None:
                 stop()
         if made.failed and old is not None and self.strategy.rescue(old, time.time()):
@@ -248,36 +202,35 @@ class Engine:
         except Unavailable:
             return False
 
-    async def _refresh(self, flight: Flight, call: Call) -> Flight | None:
-        """Have a value refreshed that is being served; if only this caller can, the flight on which it does so."""
-        key, behind, seen = flight.key, call.behind(), flight.old.pack()[:_SEEN]
-        if key in self._refreshing:
-            return None
-        self._refreshing.add(key)
+    async def _refresh(self, flight: Flight, call: Call) -> bool:
+        """Have a value computed anew that is served meanwhile; whether this caller must do it, under its lock."""
+        if flight.key in self._refreshing:
+            return False
+        self._refreshing.add(flight.key)
+        if (behind := call.behind(self.fill)) is None:
+            return await self._claim(flight)
+        self.face.spawn(self._behind(flight, behind))
+        return False
 
-        async def refresh() -> Flight | None:
-            lock: Any = None
-            try:
-                lock = await locks.take(self.face, key, seen)
-                if not isinstance(lock, Lock):
-                    return None
-                if behind is None:
-                    return Flight(key, None, 0, lock, flight.old)
-                await behind(lock)
-            except Unavailable:
-                pass
-            except Exception as error:
-                self._tell("error", key, perf_counter(), f"refresh: {type(error).__name__}")
-            finally:
-                self._refreshing.discard(key)
-                if behind is not None and isinstance(lock, Lock):
-                    await _give_back(lock)
-            return None
+    async def _claim(self, flight: Flight) -> bool:
+        with suppress(Unavailable):
+            taken = await locks.take(self.face.redis, flight.key, flight.old.pack()[:_SEEN])
+            if isinstance(taken, Lock):
+                flight.lock = taken
+                return True
+        self._refreshing.discard(flight.key)
+        return False
 
-        if behind is None:
-            return await refresh()
-        self.face.spawn(refresh())
-        return None
+    async def _behind(self, flight: Flight, behind: Callable[[Lock], Awaitable[Any]]) -> None:
+        try:
+            if await self._claim(flight):
+                await behind(flight.lock)
+        except Exception as error:
+            self._tell("error", flight.key, perf_counter(), f"refresh: {type(error).__name__}")
+        finally:
+            self._refreshing.discard(flight.key)
+            if flight.lock is not None:
+                await _give_back(flight.lock)
 
     def _serve(self, flight: Flight, call: Call, entry: Entry, result: Any, start: float) -> Any:
         age = time.time() - entry.created

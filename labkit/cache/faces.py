@@ -7,56 +7,40 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import Context
-from typing import Any, Protocol
+from typing import Any
 
 from labkit.cache import locks
 from labkit.cache.client import CacheClient, Unavailable, finished
-from labkit.cache.flights import Seat
-
-
-class Face(Protocol):
-    """Redis, and how to wait for others."""
-
-    async def read(self, key: str) -> bytes | None: ...
-    async def run(self, script: str, keys: Sequence[str] = (), args: Sequence[Any] = ()) -> Any: ...
-    async def block(self, seconds: float, *words: Any) -> Any: ...
-    async def forget(self, keys: Sequence[str] = (), tags: Sequence[str] = ()) -> bool: ...
-
-    def home(self) -> object:
-        """Whose callers can wait for one another."""
-
-    def seat(self) -> Seat:
-        """A place to wait."""
-
-    async def join(self, seat: Any) -> Any:
-        """Wait there."""
-
-    def keep(self, lock: locks.Lock) -> Callable[[], object]:
-        """Renew ``lock`` until the function that is returned is called."""
-
-    def spawn(self, work: Coroutine[Any, Any, Any]) -> object:
-        """Have ``work`` done, whatever becomes of the caller."""
 
 
 class Looping:
-    """For coroutine functions."""
+    """For coroutine functions.
+
+    Attributes:
+        redis: the connection.
+    """
 
     def __init__(self, client: CacheClient) -> None:
-        self.read, self.run, self.block, self.forget = client.read, client.run, client.block, client.forget
-        self.home = asyncio.get_running_loop
-        self._client = client
+        self.redis = client
 
-    def seat(self) -> asyncio.Future[Any]:
+    def home(self) -> object:
+        """Whose callers can wait for one another."""
+        return asyncio.get_running_loop()
+
+    def seat(self) -> Any:
+        """A place to wait."""
         return asyncio.get_running_loop().create_future()
 
-    async def join(self, seat: asyncio.Future[Any]) -> Any:
+    async def join(self, seat: Any) -> Any:
+        """Wait there."""
         return await seat
 
     def keep(self, lock: locks.Lock) -> Callable[[], object]:
+        """Renew ``lock`` until the function that is returned is called."""
         loop, timers = asyncio.get_running_loop(), list[asyncio.TimerHandle]()
 
         def again() -> None:
@@ -67,30 +51,31 @@ class Looping:
         return lambda: timers[0].cancel()
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Have ``work`` done, whatever becomes of the caller."""
+
         async def quiet() -> None:
             with suppress(Unavailable):
                 await work
 
         try:
-            Context().run(self._client.spawn, quiet())  # of no request
+            Context().run(self.redis.spawn, quiet())  # of no request
         except RuntimeError:  # the loop is gone
             work.close()
 
 
 class Threading:
-    """For plain functions, each call in a thread of its caller's."""
+    """For plain functions, each call in its caller's thread. The same methods."""
 
     def __init__(self, client: CacheClient) -> None:
-        commands = client.sync.commands
-        self.read, self.run, self.block, self.forget = commands.read, commands.run, commands.block, commands.forget
+        self.redis = client.sync.commands
 
-    def home(self) -> None:
+    def home(self) -> object:
         return None
 
-    def seat(self) -> Future[Any]:
-        return Future()
+    def seat(self) -> Any:
+        return Future[Any]()
 
-    async def join(self, seat: Future[Any]) -> Any:
+    async def join(self, seat: Any) -> Any:
         return seat.result()
 
     def keep(self, lock: locks.Lock) -> Callable[[], object]:

@@ -9,17 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
-
-T = TypeVar("T")
-
-
-class Seat(Protocol):
-    """Where a caller waits for what others find out: a future, of asyncio or of threads."""
-
-    def done(self) -> bool: ...
-    def result(self) -> Any: ...
-    def set_result(self, result: Any, /) -> None: ...
+from typing import Any
 
 
 @dataclass(slots=True, eq=False)
@@ -30,6 +20,7 @@ class Flight:
         key: what is looked up.
         home: the event loop whose callers may join; None for threads.
         born: number of this flight. What it reads or computes is at least as new as any caller with a lower one.
+        seats: where the others wait: futures, of asyncio or of threads.
         lock: the lock in Redis, once it has one.
         old: what was found in Redis.
         refresh: whether that is to be computed anew though it is served.
@@ -39,15 +30,15 @@ class Flight:
     key: str
     home: object
     born: int
+    seats: list[Any] = field(default_factory=list)
     lock: Any = None
     old: Any = None
     refresh: bool = False
     away: bool = False
-    seats: list[Seat] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
-class Landed(Generic[T]):
+class Landed:
     """How a flight ended for those who had joined.
 
     Attributes:
@@ -57,13 +48,13 @@ class Landed(Generic[T]):
         heir: the one who is told goes on in the place of the caller who was cancelled.
     """
 
-    found: T | None = None
+    found: Any = None
     settled: bool = False
     error: Exception | None = None
     heir: bool = False
 
 
-class Flights(Generic[T]):
+class Flights:
     """The flights of one function. Any thread may use it."""
 
     def __init__(self) -> None:
@@ -71,7 +62,7 @@ class Flights(Generic[T]):
         self._lock = threading.Lock()
         self.count = 0
 
-    def enter(self, key: str, home: object, seat: Callable[[], Seat]) -> tuple[Flight, Seat | None]:
+    def enter(self, key: str, home: object, seat: Callable[[], Any]) -> tuple[Flight, Any]:
         """The flight of ``key`` and a seat in it; no seat if it has just been opened: then the caller leads it."""
         with self._lock:
             flight = self._open.get(key)
@@ -82,7 +73,7 @@ class Flights(Generic[T]):
             flight = self._open[key] = Flight(key, home, self.count)
             return flight, None
 
-    def land(self, flight: Flight, landed: Landed[T]) -> None:
+    def land(self, flight: Flight, landed: Landed) -> None:
         """End ``flight`` and tell everyone who waits for it."""
         with self._lock:
             if self._open.get(flight.key) is flight:
@@ -97,7 +88,7 @@ class Flights(Generic[T]):
         with self._lock:
             while flight.seats:
                 if not (seat := flight.seats.pop(0)).done():
-                    seat.set_result(Landed[T](heir=True))
+                    seat.set_result(Landed(heir=True))
                     return True
             if self._open.get(flight.key) is flight:
                 del self._open[flight.key]

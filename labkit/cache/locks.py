@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass
-from typing import Any, Protocol
 
+from labkit.cache._commands import Commands
 from labkit.cache.client import grave_of, token_of
 
 LEASE = 5.0  # seconds that a token lives unless it is renewed: what a dead owner costs the others at most
@@ -18,7 +18,7 @@ _HEARD = 10_000  # milliseconds that the announcement can be read
 
 _TAKE = """
 local value = redis.call('GET', KEYS[1])
-if value and (ARGV[3] == '' or string.sub(value, 1, #ARGV[3]) ~= ARGV[3]) then return value end
+if value and (not ARGV[3] or string.sub(value, 1, #ARGV[3]) ~= ARGV[3]) then return value end
 if redis.call('SET', KEYS[2], ARGV[1], 'NX', 'PX', ARGV[2]) then return redis.call('TIME') end
 return {redis.call('GET', KEYS[2])}
 """
@@ -43,21 +43,15 @@ return true
 """
 
 
-class Bytes(Protocol):
-    """What is needed of Redis; each raises ``Unavailable``."""
-
-    async def run(self, script: str, keys: Any = (), args: Any = ()) -> Any: ...
-    async def block(self, seconds: float, *words: Any) -> Any: ...
-
-
 @dataclass(slots=True, eq=False)
 class Lock:
     """The right to compute ``key``, held since ``began`` (microseconds of Redis' own clock)."""
 
-    redis: Bytes
+    redis: Commands
     key: str
     token: str
     began: int
+    over: bool = False
 
     async def renew(self) -> bool:
         """Hold it ``LEASE`` seconds more; False if it is lost."""
@@ -69,6 +63,9 @@ class Lock:
         Returns:
             whether the lock was still held, and so ``data`` was stored.
         """
+        if self.over:
+            return False
+        self.over = True
         keys = (self.key, token_of(self.key), _stream(self.key, self.token))
         return bool(await self.redis.run(_FINISH, keys, (self.token, round(ttl * 1000), data)))
 
@@ -83,23 +80,25 @@ def tag_key(tag: str) -> str:
     return f"tag:{tag}"
 
 
-async def take(redis: Bytes, key: str, seen: bytes) -> Lock | bytes | str:
+async def take(redis: Commands, key: str, seen: bytes | None) -> Lock | bytes | str:
     """The lock of ``key``; or its value, unless that begins with ``seen``; or the token of whoever has the lock."""
     token = secrets.token_hex(8)
-    answer = await redis.run(_TAKE, (key, token_of(key)), (token, round(LEASE * 1000), seen))
+    answer = await redis.run(
+        _TAKE, (key, token_of(key)), (token, round(LEASE * 1000), *([] if seen is None else [seen]))
+    )
     if isinstance(answer, bytes):
         return answer
     return Lock(redis, key, token, _moment(answer)) if len(answer) == 2 else (answer[0] or b"").decode()
 
 
-async def seize(redis: Bytes, key: str) -> Lock:
+async def seize(redis: Commands, key: str) -> Lock:
     """The lock of ``key``, whoever had it."""
     token = secrets.token_hex(8)
     answer = await redis.run(_SEIZE, (token_of(key),), (token, round(LEASE * 1000)))
     return Lock(redis, key, token, _moment(answer))
 
 
-async def wait(redis: Bytes, key: str, token: str) -> None:
+async def wait(redis: Commands, key: str, token: str) -> None:
     """Wait until the owner of ``token`` has ended, at most ``LEASE`` seconds."""
     await redis.block(LEASE, b"XREAD", b"BLOCK", round(LEASE * 1000), b"STREAMS", _stream(key, token), b"0")
 
