@@ -10,9 +10,9 @@ import hiredis
 from redis.asyncio import RedisCluster
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
-from labkit.cache._commands import Unavailable, why
+from labkit.cache._commands import AWAY, Unavailable, why
 
 
 class ClusterLink:
@@ -35,6 +35,10 @@ class ClusterLink:
     def closed(self) -> bool:
         return self.task is not None
 
+    @property
+    def usable(self) -> bool:
+        return self.task is None
+
     async def ask(self, words: tuple[Any, ...], seconds: float | None = None) -> Any:
         """The answer to a command, a ``hiredis.ReplyError`` if it was refused; raises ``Unavailable``."""
         try:
@@ -42,7 +46,7 @@ class ClusterLink:
                 return await self._cluster.execute_command(*words)
         except ResponseError as refused:
             return hiredis.ReplyError(why(refused))
-        except (OSError, RedisError) as error:
+        except AWAY as error:
             if not self.closed:
                 self.close()
                 self._lost(why(error))

@@ -12,13 +12,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, RedisClusterException, RedisError
 
 from labkit._text import say
 from labkit.cache.codec import Codec, Corrupt
 from labkit.errors import CacheError
 
 T = TypeVar("T")
+AWAY = (OSError, RedisError, RedisClusterException, ValueError)  # what redis-py raises where Redis does not answer
 Word = bytes | str | int | float
 
 GRAVE = 600  # seconds that a tag remembers its last invalidation; no fill takes longer

@@ -18,9 +18,8 @@ from typing import Any
 
 import hiredis
 from redis.asyncio import ConnectionPool
-from redis.exceptions import RedisError
 
-from labkit.cache._commands import Unavailable, why
+from labkit.cache._commands import AWAY, Unavailable, why
 
 _NOTHING = object()
 
@@ -35,13 +34,14 @@ class Link(asyncio.Protocol):
 
     Attributes:
         opened: done when it is open; raises ``Unavailable`` if that failed.
+        usable: whether it is open now.
         closed: whether it cannot be used any more.
         task: ends when all is closed.
     """
 
     def __init__(self, url: str, timeout: float, lost: Callable[[str], None]) -> None:
         self.loop = asyncio.get_running_loop()
-        self.closed = False
+        self.usable = self.closed = False
         self.opened: asyncio.Future[None] = self.loop.create_future()
         self._over: asyncio.Future[None] = self.loop.create_future()
         self._timeout, self._lost = timeout, lost
@@ -86,7 +86,7 @@ class Link(asyncio.Protocol):
         """Break the connection off; whoever waits gets ``Unavailable``. Only within its loop; twice is fine."""
         if self.closed:
             return
-        self.closed = True
+        self.usable, self.closed = False, True
         failed = bool(self._waiting) or not self.opened.done()
         waiting = [future for future, _ in self._waiting if not future.done()]
         self._waiting.clear()
@@ -120,12 +120,12 @@ class Link(asyncio.Protocol):
             self.close("timeout")
 
     async def _live(self, url: str) -> None:
-        # RESP2, no name, no probing: opening costs no command at all but for a password or a database.
-        pool = ConnectionPool.from_url(
-            url, protocol=2, driver_info=None, socket_timeout=None, socket_connect_timeout=None
-        )
-        connection: Any = pool.connection_class(**pool.connection_kwargs)
+        connection: Any = None
         try:
+            # RESP2, no name, no probing: opening costs no command at all but for a password or a database.
+            options: dict[str, Any] = {"protocol": 2, "driver_info": None}
+            pool = ConnectionPool.from_url(url, socket_timeout=None, socket_connect_timeout=None, **options)
+            connection = pool.connection_class(**pool.connection_kwargs)
             async with asyncio.timeout(self._timeout):
                 await connection.connect()
             writer = connection._writer
@@ -134,12 +134,14 @@ class Link(asyncio.Protocol):
             self._transport.set_protocol(self)
             try:
                 if not self.closed:
+                    self.usable = True
                     self.opened.set_result(None)
                 await self._over
             finally:
                 self._transport.abort()
-        except (OSError, RedisError) as error:
-            await connection.disconnect(nowait=True)
+        except AWAY as error:
             self.close(why(error))
         finally:
             self.close("ended")
+            if connection is not None:
+                await connection.disconnect(nowait=True)

@@ -9,10 +9,10 @@ from typing import Any, Protocol
 
 from redis import BlockingConnectionPool, Redis, RedisCluster
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 from redis.retry import Retry
 
-from labkit.cache._commands import LATE, Commands, Unavailable, Word, finished, why
+from labkit.cache._commands import AWAY, LATE, Commands, Unavailable, Word, finished, why
 
 
 class Owner(Protocol):
@@ -49,7 +49,7 @@ class Blocking(Commands):
             return self.redis().execute_command(*words)  # type: ignore[no-untyped-call]
         except ResponseError as refused:
             raise Unavailable(why(refused)) from None
-        except (OSError, RedisError) as error:
+        except AWAY as error:
             self._owner.trip(why(error))
             raise Unavailable(why(error)) from None
 

@@ -7,9 +7,11 @@ import threading
 import weakref
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import hiredis
 
+from labkit._text import say
 from labkit.cache._cluster import ClusterLink
 from labkit.cache._commands import LATE, Commands, Unavailable, Word, checked_ttl, finished, grave_of, token_of
 from labkit.cache._debts import Debts
@@ -17,8 +19,11 @@ from labkit.cache._link import Link
 from labkit.cache._sync import Blocking, SyncClient
 from labkit.cache.breaker import Breaker
 from labkit.cache.events import Observer
+from labkit.errors import CacheError
 
 __all__ = ["CacheClient", "Unavailable", "checked_ttl", "finished", "grave_of", "token_of"]
+
+_SCHEMES = ("redis://", "rediss://", "unix://", "redis+cluster://", "rediss+cluster://")
 
 
 class CacheClient(Commands):
@@ -42,6 +47,9 @@ class CacheClient(Commands):
             were missed than could be remembered.
         sync: set, get, delete and exists for plain functions.
 
+    Raises:
+        CacheError: if that is no such address.
+
     An async context manager. It may be used from one event loop after another: each gets a connection of its own.
     """
 
@@ -58,6 +66,8 @@ class CacheClient(Commands):
         self.breaker = breaker or Breaker(observer=observer)
         self.prefixes: set[str] = set()
         self._given = url
+        if isinstance(url, str):
+            self.address()
         self._debts = Debts(self.breaker.lock, self.prefixes)
         self._probing = threading.Lock()
         self._link: Link | ClusterLink | None = None
@@ -68,7 +78,7 @@ class CacheClient(Commands):
     async def call(self, *words: Word) -> Any:
         """The answer to any command, as bytes. Raises ``Unavailable``."""
         link = self._link
-        if link is None or link.closed or link.loop is not asyncio.get_running_loop():
+        if link is None or not link.usable or link.loop is not asyncio.get_running_loop():
             begun = asyncio.get_running_loop().time()
             link = await self._connected()
             answer = await link.ask(words, max(0.001, begun + self.timeout - link.loop.time()))
@@ -154,11 +164,20 @@ class CacheClient(Commands):
             if (client := me()) is not None:
                 client.trip(reason)
 
-        return (ClusterLink if self.slots else Link)(self.address(), self.timeout, lost)
+        url = self.address()
+        return (ClusterLink if self.slots else Link)(url, self.timeout, lost)
 
     def address(self) -> str:
-        """Where Redis is; asked whenever a connection is opened."""
+        """Where Redis is; asked whenever a connection is opened. Raises ``Unavailable`` if there is none."""
         url = self._given if isinstance(self._given, str) else self._given()
+        if not url:
+            raise Unavailable("no address")
+        try:
+            known = url.startswith(_SCHEMES) and urlsplit(url).port != 0
+        except ValueError:
+            known = False
+        if not known:
+            raise CacheError(say("cache.bad_url", url=url))
         self.slots = "+cluster://" in url
         return url
 
