@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import socket
+import subprocess
 import sys
 import time
 import urllib.error
@@ -156,3 +157,10 @@ def test_what_fails_is_one_sentence_and_status_1(
     assert main(["lab", "--no-browser"]) == 1
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "LABKIT_WORK" in error
+
+
+def test_the_launcher_does_not_wait_for_what_lessons_load() -> None:
+    """Figures and tables cost a second and a half, which a learner who types the command need not pay."""
+    code = "import sys, labkit.course.launcher; print(sorted({'pandas', 'matplotlib', 'fastapi'} & {*sys.modules}))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"

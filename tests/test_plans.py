@@ -102,7 +102,7 @@ def test_scan_and_index_on_sqlite(sqlite: Engine) -> None:
     index(sqlite)
     plan = explain(sqlite, in_box)
     assert (plan.scans, plan.indexes) == ((), ("ix_box",))
-    assert plan.says == ("SEARCH notes USING COVERING INDEX ix_box (box=?): el índice ix_box basta, no toca la tabla.")
+    assert plan.says == ("SEARCH notes USING COVERING INDEX ix_box (box=?): el índice ix_box basta y la tabla no se lee.")
     settings.set_language("en")
     assert plan.says.endswith("the index ix_box is enough, the table is not touched.")
 
