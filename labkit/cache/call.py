@@ -111,4 +111,4 @@ class Call:
 
     def behind(self, fill: Fill) -> Callable[[Lock], Awaitable[Any]] | None:
         """What computes the value without this caller; None if nothing can."""
-        return lambda lock: fill(lock, self) if self.repeatable else None
+        return (lambda lock: fill(lock, self)) if self.repeatable else None

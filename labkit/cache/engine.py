@@ -9,6 +9,8 @@ from contextlib import suppress
 from time import perf_counter
 from typing import Any, Protocol
 
+from starlette.exceptions import HTTPException
+
 from labkit.cache import locks
 from labkit.cache.call import Call, Made, Raised
 from labkit.cache.client import Unavailable
@@ -57,7 +59,11 @@ class Engine:
             if landed.found is None and landed.settled:  # nothing that could be shared: each for itself
                 return await self._lead(Flight(key, None, 0, away=True), call, start)
             if landed.found is not None and (landed.settled or flight.born > arrived):
-                return self._serve(flight, call, landed.found, call.use(landed.found), start)
+                try:
+                    result = call.use(landed.found)
+                except Corrupt:  # made for another route
+                    return await self._lead(Flight(key, None, 0), call, start)
+                return self._serve(flight, call, landed.found, result, start)
 
     async def overwrite(self, key: str, call: Call) -> Any:
         """Run the function and store what it gives, whatever is stored or under way."""
@@ -174,15 +180,16 @@ class Engine:
         try:
             made = await call.make()
         except Exception as error:
-            made = Made(Raised(error), None, failed=True)
-            if old is None or not self.strategy.rescue(old, time.time()):
+            if old is None or not _is_failure(error) or not self.strategy.rescue(old, time.time()):
                 made = call.rescue(error)
+            else:
+                made = Made(Raised(error), failed=True)
         finally:
             self._refreshing.discard(flight.key)
             if stop is not None:
                 stop()
         if made.failed and old is not None and self.strategy.rescue(old, time.time()):
-            return Made(call.use(old), None), old
+            return Made(call.use(old)), old
         if made.payload is None:
             return made, None
         fresh = self.life.filled(flight.key, made.payload) if made.ttl is None else made.ttl
@@ -242,6 +249,11 @@ class Engine:
     def _tell(self, kind: Kind, key: str, start: float, detail: str = "") -> None:
         if self.observer is not None:
             tell(self.observer, Event(kind, self.name, key, perf_counter() - start, detail))
+
+
+def _is_failure(error: Exception) -> bool:
+    """Whether an exception means that an older value would do better: "no such thing" is an answer."""
+    return not isinstance(error, HTTPException) or error.status_code >= 500
 
 
 def _given(result: Any) -> Any:
