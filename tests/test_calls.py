@@ -8,7 +8,7 @@ import cProfile
 import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import replace
 from functools import partial, wraps
 from pathlib import Path
@@ -18,6 +18,7 @@ import anyio
 import httpx
 import pytest
 from fastapi import APIRouter, Depends, FastAPI
+from fastapi.responses import StreamingResponse
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import text
@@ -445,6 +446,63 @@ async def test_profile_async_sees_the_endpoint_wherever_it_runs(name: str, box: 
     assert profile.plot().alt
     settings.set_language("en")
     assert "espera" not in str(replace(profile).tree)
+
+
+def a_streaming_app(reports: list[Profile]) -> FastAPI:
+    app = FastAPI()
+
+    def piece() -> bytes:
+        time.sleep(0.01)
+        return b"%d" % work()
+
+    def plain_body() -> Iterator[bytes]:
+        for _ in range(5):
+            yield piece()
+
+    async def async_body() -> AsyncIterator[bytes]:
+        for _ in range(5):
+            await asyncio.sleep(0)
+            yield piece()
+
+    async def broken_body() -> AsyncIterator[bytes]:
+        yield piece()
+        raise ValueError
+
+    bodies: dict[str, Callable[[], Any]] = {"plain": plain_body, "async": async_body, "broken": broken_body}
+
+    @app.get("/plain/{body}")
+    @profile_endpoint(on_report=reports.append)
+    def plain(body: str) -> StreamingResponse:
+        return StreamingResponse(bodies[body]())
+
+    @app.get("/async/{body}")
+    @profile_endpoint(on_report=reports.append)
+    async def later(body: str) -> StreamingResponse:
+        return StreamingResponse(bodies[body]())
+
+    return app
+
+
+@pytest.mark.parametrize("body", ["plain", "async"])
+@pytest.mark.parametrize("endpoint", ["plain", "async"])
+async def test_a_streamed_body_is_work_of_the_endpoint(endpoint: str, body: str) -> None:
+    profile = await request_profile(a_streaming_app([]), f"/{endpoint}/{body}")
+    assert (calls_of(profile, "piece"), calls_of(profile, "work")) == (5, 5)
+    assert calls_of(profile, f"{body}_body") == 1
+    found = {path: node.value for path, node in boxes(profile.tree)}
+    (seconds,) = [value for path, value in found.items() if path.endswith(f"{body}_body/piece")]
+    assert seconds > profile.wall / 2 and f"{body}_body" in "".join(found) and "piece" in finding(profile.tree)
+
+
+async def test_a_streamed_body_is_reported_at_its_end_even_if_it_raises() -> None:
+    reports: list[Profile] = []
+    async with client(a_streaming_app(reports)) as http:
+        for path, pieces in (("/plain/plain", 5), ("/async/async", 5)):
+            assert (await http.get(path)).text == "1" * pieces
+        with contextlib.suppress(ValueError):
+            await http.get("/async/broken")
+    assert [calls_of(one, "piece") for one in reports] == [5, 5, 1]
+    assert all(one.wall > 0.01 and one.complete for one in reports)
 
 
 def test_simulated_latency_is_no_sleep_of_the_users() -> None:

@@ -6,13 +6,14 @@ import asyncio
 import linecache
 import sys
 import tracemalloc
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
+from fastapi.responses import StreamingResponse
 
 from labkit.errors import MeasurementError
 from labkit.profiling.memory import MemoryReport, memory_of
@@ -50,6 +51,17 @@ async def waits() -> int:
     await asyncio.sleep(0)
     kept = [bytes(100_000) for _ in range(100)]
     return len(first) + len(kept)
+
+
+async def body(kept: list[bytes]) -> AsyncIterator[bytes]:
+    for _ in range(3):
+        kept.append(bytes(2**20))
+        yield b"."
+
+
+@app.get("/streams")
+async def streams() -> StreamingResponse:
+    return StreamingResponse(body([]))
 
 
 @app.get("/tight")
@@ -98,7 +110,14 @@ async def test_several_functions_do_not_mix_up_their_lines() -> None:
 async def test_a_coroutine_that_waits() -> None:
     report = await memory("/waits")
     assert 8 < line_with(report, "kept = [").kept < 12
+    assert line_with(report, "asyncio.sleep").hits == 1  # to wait is not to run again
     assert report.df.increment.max() < 40
+
+
+async def test_a_streamed_body_is_measured() -> None:
+    report = await memory("/streams", body)
+    assert report.df.hits.tolist() == [0, 4, 3, 3]
+    assert 2.5 < line_with(report, "kept.append").kept < 4 and report.peak > 2.5
 
 
 async def test_a_tight_loop_is_cut_and_still_answers() -> None:

@@ -261,12 +261,12 @@ def test_rows_are_fetched_as_without_a_recorder(tmp_path: Path) -> None:
         assert isinstance(streamed.cursor_strategy, BufferedRowCursorFetchStrategy)
         seen = [row[0] for row in streamed]
         result = db.connection().execute(select(Thing.id))
-        seen += [result.fetchone(), *result.fetchmany(2), *result.yield_per(3)]
+        rest = [result.fetchone(), *result.fetchmany(2), *result.yield_per(3)]
         assert result.fetchone() is None
         given = db.execute(insert(Thing).returning(Thing.name), [{"name": "a"}, {"name": "b"}]).all()
         db.rollback()
     rows = [s.rows for s in recorder.report().statements]
-    assert (len(seen), rows[:2], given) == (20, [10, 10], [("a",), ("b",)])
+    assert (len(seen), len(rest), rows[:2], given) == (10, 10, [10, 10], [("a",), ("b",)])
     engine.dispose()
 
 

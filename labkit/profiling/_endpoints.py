@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import partial, wraps
@@ -18,6 +18,8 @@ from types import CodeType, coroutine
 from typing import Any, Protocol
 
 from fastapi import routing
+from starlette.concurrency import iterate_in_threadpool
+from starlette.responses import StreamingResponse
 
 from labkit._text import say
 from labkit.errors import MeasurementError
@@ -41,12 +43,13 @@ def enclose(call: Call, begin: Callable[[], Probe], done: Callable[[Any], None] 
     """A function with the signature of ``call`` that is measured by a new probe each time it is called.
 
     The probe is on only while the call itself runs. A coroutine is driven step by step: whenever it waits,
-    the probe is off, so that other requests of the same loop do not get into its measurement.
+    the probe is off, so that other requests of the same loop do not get into its measurement. What makes the body
+    of a ``StreamingResponse``, after the call, is measured as a part of it.
 
     Args:
         call: a plain or an ``async def`` function.
         begin: makes the probe of one call.
-        done: gets the probe when the call has returned or raised.
+        done: gets the probe when the call, and the body that it streams, has ended or raised.
     """
     if is_async(call):
 
@@ -54,9 +57,11 @@ def enclose(call: Call, begin: Callable[[], Probe], done: Callable[[Any], None] 
         async def measured_async(*args: Any, **kwargs: Any) -> Any:
             probe = begin()
             try:
-                return await _stepwise(call(*args, **kwargs), probe)
-            finally:
+                answer = await _stepwise(call(*args, **kwargs), probe)
+            except BaseException:
                 done(probe)
+                raise
+            return _ended(answer, probe, done)
 
         return measured_async
 
@@ -65,12 +70,53 @@ def enclose(call: Call, begin: Callable[[], Probe], done: Callable[[Any], None] 
         probe = begin()
         probe.on()
         try:
-            return call(*args, **kwargs)
-        finally:
+            answer = call(*args, **kwargs)
+        except BaseException:
             probe.off()
             done(probe)
+            raise
+        probe.off()
+        return _ended(answer, probe, done)
 
     return measured
+
+
+def _ended(answer: Any, probe: Probe, done: Callable[[Any], None]) -> Any:
+    if isinstance(answer, StreamingResponse):
+        answer.body_iterator = _body(answer.body_iterator, probe, done)
+    else:
+        done(probe)
+    return answer
+
+
+async def _body(chunks: Any, probe: Probe, done: Callable[[Any], None]) -> AsyncIterator[Any]:
+    try:
+        if getattr(chunks, "ag_code", None) is iterate_in_threadpool.__code__:  # not begun: its argument is in sight
+            async for chunk in iterate_in_threadpool(_each(chunks.ag_frame.f_locals["iterator"], probe)):
+                yield chunk
+            return
+        steps = aiter(chunks)
+        while True:
+            try:
+                chunk = await _stepwise(anext(steps), probe)
+            except StopAsyncIteration:
+                return
+            yield chunk
+    finally:
+        done(probe)
+
+
+def _each(chunks: Iterable[Any], probe: Probe) -> Iterator[Any]:
+    steps = iter(chunks)
+    while True:
+        probe.on()
+        try:
+            chunk = next(steps)
+        except StopIteration:
+            return
+        finally:
+            probe.off()
+        yield chunk
 
 
 @coroutine

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import io
 import pstats
+import threading
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -19,6 +20,7 @@ from typing import Any
 import pandas as pd
 from fastapi import routing
 from pyinstrument import Profiler
+from starlette import responses
 
 from labkit._frames import cell_number, place
 from labkit._html import MONO, Safe, card, join, tag
@@ -30,6 +32,7 @@ from labkit.profiling._tree import AWAIT, Frame, Pictured, Stack, finding, is_bo
 
 _FEW = 20  # samples, one a millisecond: fewer make no picture
 _CALLER: Frame = routing.__file__, _endpoints.original.__name__
+_BODY: Frame = responses.__file__, responses.StreamingResponse.stream_response.__name__
 
 
 @dataclass(frozen=True)
@@ -186,27 +189,32 @@ async def profile_async(make: Callable[[], Awaitable[Any]], *, label: str = "") 
 
 
 class _Sampler:
-    """A probe that samples a plain ``def`` in its thread of the pool; of an ``async def`` it notes when it
-    ran."""
+    """A probe that samples what runs in a thread of the pool (a plain ``def``, a plain generator that makes the body);
+    of what runs in the loop it notes when."""
 
-    def __init__(self, call: Callable[..., Any]) -> None:
+    def __init__(self, call: Callable[..., Any], loop: int) -> None:
         code = _endpoints.code_of(call)
         self.frame: Frame = (code.co_filename, code.co_qualname)
         self.stacks, self.began, self.ended = list[Stack](), perf_counter(), 0.0
-        self._profiler = None if _endpoints.is_async(call) else Profiler(async_mode="disabled")
+        self._loop, self.pooled, self._profiler = loop, False, Profiler(async_mode="disabled")
 
     def on(self) -> None:
-        if self._profiler:
+        self.pooled = threading.get_ident() != self._loop
+        if self.pooled:
+            self._profiler = Profiler(async_mode="disabled")
             self._profiler.start()
 
     def off(self) -> None:
-        self.stacks, self.ended = _stacks(self._profiler) if self._profiler else [], perf_counter()
+        if self.pooled:
+            self.stacks += _stacks(self._profiler)
+        self.ended = perf_counter()
 
 
 async def _sampled(make: Callable[[], Awaitable[Any]]) -> list[Stack]:
     def wrap(call: Callable[..., Any]) -> Callable[..., Any]:
-        return _endpoints.enclose(call, lambda: _Sampler(call), seen.append)
+        return _endpoints.enclose(call, lambda: _Sampler(call, loop), seen.append)
 
+    loop = threading.get_ident()
     seen, profiler, began = list[_Sampler](), Profiler(async_mode="enabled"), perf_counter()
     with _endpoints.around(wrap):
         profiler.start()
@@ -216,7 +224,8 @@ async def _sampled(make: Callable[[], Awaitable[Any]]) -> list[Stack]:
             stacks = _stacks(profiler)
     for sampler in seen:
         if sampler.stacks:  # where the loop's thread saw only an await, put what the pool's thread did
-            stacks = [one for one in stacks if _CALLER not in one[0]] + sampler.stacks
+            idle = {_CALLER, _BODY} if sampler.pooled else {_CALLER}
+            stacks = [one for one in stacks if idle.isdisjoint(one[0])] + sampler.stacks
         else:
             stacks = list(_placed(stacks, sampler, began))
     return stacks

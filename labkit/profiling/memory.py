@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 import tracemalloc
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from time import monotonic
@@ -105,6 +106,7 @@ class _Growth(_Watch):
     def __init__(self, codes: Iterable[CodeType], deadline: float) -> None:
         super().__init__(codes)
         self.profilers = {code: _OneFunction(code) for code in self.codes}
+        self.hits = Counter[tuple[CodeType, int]]()  # memory_profiler counts each wait of a coroutine as well
         self.deadline, self.cut = deadline, False
 
     def see(self, frame: FrameType, event: str) -> None:
@@ -112,6 +114,7 @@ class _Growth(_Watch):
         if self.cut:
             self.off()
         else:
+            self.hits[frame.f_code, frame.f_lineno] += event == "line"
             self.profilers[frame.f_code].trace_memory_usage(frame, event, None)
 
 
@@ -178,9 +181,10 @@ async def memory_of(
         # On the line of "def" memory_profiler has nothing to compare with yet.
         seen = [one.profilers[code].lines[line] for one in grown if line in one.profilers[code].lines]
         seen = seen if line > code.co_firstlineno else []
-        increments, sizes, hits = zip(*seen or [(0.0, 0.0, 0)], strict=True)
+        increments, sizes, _ = zip(*seen or [(0.0, 0.0, 0)], strict=True)
+        hits = sum(one.hits[code, line] for one in grown)
         held = sum(one.lines.get((code, line), 0) for one in kept) / _MIB
-        return {"hits": sum(hits), "increment": sum(increments), "rss": max(sizes), "kept": held}
+        return {"hits": hits, "increment": sum(increments), "rss": max(sizes), "kept": held}
 
     df = by_line(codes, reply, measured)
     cut = any(one.cut for one in grown)
