@@ -8,7 +8,6 @@ imported. An ``app.state.prepare(progress)`` is called to write the data, with a
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,10 +15,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 from labkit import settings
 from labkit._client import explain
+from labkit._progress import Bar
 from labkit._text import say
 from labkit.errors import AppError, LabkitError
 
 if TYPE_CHECKING:
+    from labkit.services.given import GivenRedis
     from labkit.services.postgres import PostgresServer
     from labkit.services.redis import RedisServer
 
@@ -28,11 +29,14 @@ class Supplies:
     """The servers of one Lab; a context manager that stops those it started.
 
     Attributes:
+        redis, postgres: those that were started.
+        given: the Redis of the user's own, if there is one instead.
         environment: ``DATABASE_URL`` and ``REDIS_URL`` as far as they are known, for a child process.
     """
 
     def __init__(self, work: Path | str | None) -> None:
         self.redis: RedisServer | None = None
+        self.given: GivenRedis | None = None
         self.postgres: PostgresServer | None = None
         self.environment: dict[str, str] = {}
         self._work = Path(work) if work is not None else None
@@ -50,6 +54,10 @@ class Supplies:
 
                 self.redis = self._stack.enter_context(start(self._folder("redis")))
             url = self.redis.url
+        else:
+            from labkit.services.given import GivenRedis
+
+            self.given = GivenRedis(url)
         self.environment["REDIS_URL"] = url
         return url
 
@@ -118,37 +126,9 @@ def _restore(before: dict[str, str | None]) -> None:
 
 
 def _prepare(prepare: Callable[[Callable[[int, int], None]], Any]) -> None:
-    show = _progress()
     try:
-        prepare(show)
+        prepare(Bar(lambda done, total: say("core.preparing", part=done / total if total else 1.0)))
     except LabkitError:
         raise
     except (Exception, SystemExit) as error:
         raise AppError(say("core.prepare_failed", reason=explain(error))) from None
-
-
-def _progress() -> Callable[[int, int], None]:
-    """Shows how far the work is: a bar in a notebook, a line in a terminal, nothing elsewhere."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    handle: Any = None
-
-    def in_notebook(done: int, total: int) -> None:
-        nonlocal handle
-        part = done / total if total else 1.0
-        says = say("core.preparing", part=part)
-        page = f'<label style="font-size:13px">{says} <progress value="{part:.3f}" max="1"></progress></label>'
-        bundle = {"text/html": page, "text/plain": says}
-        if handle is None:
-            handle = ipython.display.display(bundle, raw=True, display_id=True)  # type: ignore[union-attr]
-        else:
-            handle.update(bundle, raw=True)
-
-    def in_terminal(done: int, total: int) -> None:
-        part = done / total if total else 1.0
-        sys.stderr.write(f"\r{say('core.preparing', part=part)}" + ("\n" if done >= total else ""))
-        sys.stderr.flush()
-
-    if shell is not None and hasattr(shell, "kernel"):
-        return in_notebook
-    return in_terminal if sys.stderr.isatty() else lambda done, total: None

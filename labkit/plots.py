@@ -206,7 +206,8 @@ def _ticks(axis: Axis, show: Callable[[float], str], log: bool) -> None:
         (axis.axes.set_xscale if isinstance(axis, XAxis) else axis.axes.set_yscale)("log")
         # Within a decade a log axis has no ticks of its own worth reading.
         few = low > 0 and high < 6 * low
-        axis.set_major_locator(MaxNLocator(6) if few else LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+        steps = (1.0,) if low > 0 and high > 1000 * low else (1.0, 2.0, 5.0)  # of wide ranges the decades suffice
+        axis.set_major_locator(MaxNLocator(6) if few else LogLocator(subs=steps, numticks=12))
     elif isinstance(axis.get_major_locator(), AutoLocator):
         axis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
     axis.set_minor_locator(NullLocator())
