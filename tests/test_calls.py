@@ -491,7 +491,12 @@ async def test_a_streamed_body_is_work_of_the_endpoint(endpoint: str, body: str)
     assert calls_of(profile, f"{body}_body") == 1
     found = {path: node.value for path, node in boxes(profile.tree)}
     (seconds,) = [value for path, value in found.items() if path.endswith(f"{body}_body/piece")]
-    assert seconds > profile.wall / 2 and f"{body}_body" in "".join(found) and "piece" in finding(profile.tree)
+    waiting = sum(value for path, value in found.items() if "(await)" in path)  # of the loop, while the pool works
+    assert (
+        seconds > profile.wall / 2 > 1.5 * waiting
+        and f"{body}_body" in "".join(found)
+        and "piece" in finding(profile.tree)
+    )
 
 
 async def test_a_streamed_body_is_reported_at_its_end_even_if_it_raises() -> None:
