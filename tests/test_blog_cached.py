@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -73,10 +74,13 @@ def test_a_user_is_what_the_database_says(lab: Lab) -> None:
 
 
 def test_the_newest_posts_come_first(lab: Lab) -> None:
+    for number in (9001, 9002, 9000):  # at the same moment, and later than the others
+        rows(lab, insert(Post).values(id=number, title="x", body="x", author_id=1, created_at=datetime(2100, 1, 1)))
     posts = lab.get("/cached/posts/latest?limit=100").json
     with lab.app.state.session_factory() as session:  # type: ignore[union-attr]
         order = session.execute(select(Post.id, Post.author_id).order_by(Post.created_at.desc(), Post.id.desc()))
         assert [(post["id"], post["author_id"]) for post in posts] == [tuple(row) for row in order.fetchmany(100)]
+    assert [post["id"] for post in posts[:3]] == [9002, 9001, 9000]
     assert [post["id"] for post in lab.get("/cached/posts/latest").json] == [post["id"] for post in posts[:20]]
 
 
@@ -252,6 +256,18 @@ def test_an_application_may_have_one_lab_after_another(folder: Path) -> None:
         with Lab(app, latency=0) as lab:
             assert [state(lab, "/cached/users/7") for _ in range(2)] == ["MISS", "HIT"]
             assert lab.app.state.cache.breaker.state == "closed"  # type: ignore[union-attr]
+
+
+def test_its_end_closes_its_connections(lab: Lab, folder: Path) -> None:
+    assert lab.redis is not None
+    with client.Redis.from_url(lab.redis.url) as connection:
+        before = len(connection.client_list())
+        other = create_app(data_folder=folder, redis_url=lab.redis.url)  # kept: what is collected closes by itself
+        with Lab(other, latency=0) as second:
+            state(second, "/cached/users/7")
+            assert len(connection.client_list()) > before
+        assert len(connection.client_list()) == before
+        assert other.state.cache is not None
 
 
 # PostgreSQL

@@ -139,6 +139,19 @@ def test_slow_keeps_the_data_and_the_addresses_and_many_wait_together() -> None:
 
 
 @real_only
+def test_slow_holds_for_who_was_connected_before() -> None:
+    with Lab(app()) as lab, client.Redis.from_url(server(lab).url, protocol=2) as connection:
+        connection.ping()
+        with lab.fault("redis_slow", ms=30):
+            for _ in range(2):
+                start = time.perf_counter()
+                connection.ping()
+                assert time.perf_counter() - start >= 0.03
+        connection.ping()
+        assert len(connection.client_list()) == 1, "nobody goes on by the old way"
+
+
+@real_only
 def test_slow_commands_on_one_connection_keep_their_order() -> None:
     with Lab(app()) as lab, lab.fault("redis_slow", ms=10), client.Redis.from_url(server(lab).url) as connection:
         pipe = connection.pipeline(transaction=False)
