@@ -46,7 +46,8 @@ def make_engine(url: URL | str) -> Engine:
     """An engine whose foreign keys are enforced (SQLite) and which notices lost connections (PostgreSQL).
 
     SQLite keeps its rollback journal: unlike the write-ahead log it also works in a read-only folder and on
-    a network drive, and it leaves one file that can be replaced. Nothing is written while requests are read.
+    a network drive, and it leaves one file that can be replaced. Requests seldom write; one that does waits
+    for those that read.
 
     Raises:
         AppError: if ``url`` is not the address of a SQLite file or of a PostgreSQL database.
