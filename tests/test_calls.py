@@ -509,7 +509,7 @@ async def test_a_streamed_body_is_reported_at_its_end_even_if_it_raises() -> Non
         with contextlib.suppress(ValueError):
             await http.get("/async/broken")
     assert [calls_of(one, "piece") for one in reports] == [5, 5, 1]
-    assert all(one.wall > 0.01 and one.complete for one in reports)
+    assert all(one.complete for one in reports)
 
 
 def test_simulated_latency_is_no_sleep_of_the_users() -> None:
