@@ -88,12 +88,14 @@ def test_a_second_read_asks_nobody(server: redis.RedisServer) -> None:
 def test_what_another_client_changes_is_gone(server: redis.RedisServer) -> None:
     async def run() -> None:
         async with near_of(server) as near:
+            ear = near._ear
             for change in (["SET", "a", "2"], ["DEL", "a"], ["APPEND", "a", "x"], ["FLUSHALL"]):
                 await near.write("a", b"1", 60)
                 assert await near.read("a") == b"1" and "a" in near._kept
                 await command(server, *change)
                 await until(lambda: "a" not in near._kept)
-            assert await near.read("a") is None and near.bytes == 0
+            await until(lambda: near.active)
+            assert await near.read("a") is None and near.bytes == 0 and near._ear is ear
 
     asyncio.run(run())
 
@@ -123,6 +125,39 @@ def test_what_goes_by_a_tag_is_gone_when_the_call_returns(server: redis.RedisSer
                 assert "a" in near._kept
                 assert await near.forget(tags=["list"])
                 assert "a" not in near._kept and await near.read("a") is None
+
+    asyncio.run(run())
+
+
+def test_a_message_that_is_late_delays_nothing_but_what_needs_it(server: redis.RedisServer) -> None:
+    async def run() -> None:
+        async with near_of(server, lease=60) as near:
+            assert near._ear is not None
+            await near.write("a", b"1", 60)
+            await near.call("SADD", "list", "a")
+            await near.read("a")
+            await asyncio.sleep(0.02)
+            near._ear._transport.pause_reading()
+            await near.write("a", b"2", 60)
+            assert await near.read("a") == b"2"  # its own writing needs no message
+            forgetting = asyncio.create_task(near.forget(tags=["list"]))
+            await asyncio.sleep(0.05)
+            assert not forgetting.done() and "a" in near._kept  # which keys those are it must be told
+            near._ear._transport.resume_reading()
+            assert await forgetting and "a" not in near._kept
+
+    asyncio.run(run())
+
+
+def test_while_the_breaker_is_open_nothing_is_served(server: redis.RedisServer) -> None:
+    async def run() -> None:
+        async with near_of(server) as near:
+            await near.write("a", b"1", 60)
+            await near.read("a")
+            near.client.trip("as if a thread had met a timeout")
+            assert not near.active
+            with pytest.raises(Unavailable):
+                await near.read("a")
 
     asyncio.run(run())
 
@@ -327,6 +362,29 @@ def test_it_follows_to_another_loop(server: redis.RedisServer) -> None:
     asyncio.run(run())
 
 
+def test_a_loop_that_was_given_up_no_longer_vouches_for_anything(server: redis.RedisServer) -> None:
+    client = CacheClient(server.url, timeout=0.5)
+    near, old = NearCache(client, lease=0.3), asyncio.new_event_loop()
+
+    async def listen() -> None:
+        await near.read("a")
+        await until(lambda: near.active)
+
+    async def elsewhere() -> None:
+        await listen()
+        await near.close()
+        await client.close()
+
+    old.run_until_complete(listen())
+    first = near._task
+    asyncio.run(elsewhere())
+    assert first is not None and not first.done()
+    old.run_until_complete(asyncio.wait([first], timeout=5))  # it runs on after all, and ends by itself
+    assert first.done() and not near.active and not near._kept
+    old.run_until_complete(asyncio.sleep(0.01))
+    old.close()
+
+
 def test_it_serves_beside_a_redis_that_refuses(server: redis.RedisServer) -> None:
     """Where tracking is not allowed everything is read through."""
 
@@ -395,7 +453,7 @@ def test_an_invalidation_that_could_not_be_delivered_holds_here(own: redis.Redis
             await near.call("SADD", "list", "a")
             await near.read("a")
             own.freeze()
-            assert not await near.forget(tags=["list"])
+            assert not await near.forget(tags=["list"]) and not near._kept
             with pytest.raises(Unavailable):
                 await near.read("a")
             own.thaw()

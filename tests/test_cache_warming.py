@@ -163,6 +163,13 @@ def test_counts_are_never_too_high_and_never_too_low_by_more_than_a_part(keys: l
         assert times - len(keys) / most <= hot.counts[key] <= times
 
 
+def test_yesterdays_favourites_do_not_keep_todays_out() -> None:
+    hot = Hottest(3, counts=dict.fromkeys("abc", 20))
+    for key in "xxxxyzwv" * 200:
+        hot(Event("hit", "f", key, 0.0))
+    assert hot.counts.most_common(1)[0][0] == "x" and hot.counts["x"] >= 800 - 1660 / 3
+
+
 def test_the_hottest_of_much_traffic_are_found_in_little_memory() -> None:
     draw, chance = zipf(100_000), random.Random(1)
     ids = [draw(chance) for _ in range(20_000)]

@@ -145,7 +145,7 @@ class NearCache(Commands):
     async def close(self) -> None:
         """Stop listening and forget everything; the client is left open."""
         task, self._task = self._task, None
-        if task is not None and not task.done():
+        if task is not None and not task.done() and task.get_loop() is asyncio.get_running_loop():
             task.cancel()
             await asyncio.wait([task])
 
@@ -174,20 +174,17 @@ class NearCache(Commands):
             if (kept := self._kept.pop(key, None)) is not None:
                 self.bytes -= len(key) + len(kept[0])
 
-    def _clear(self) -> None:
-        self.bytes = 0
-        self._kept.clear()
-        self._reading.clear()
-
     def _told(self, push: list[Any]) -> None:
         if push[1] is None:  # everything (FLUSHALL)
-            self._clear()
+            self._deaf()
         else:
             self._drop(*(key.decode(errors="replace") for key in push[1]))
 
     def _deaf(self) -> None:
-        self._until = 0.0
-        self._clear()
+        """Forget everything and believe nothing, until the next sign of life."""
+        self._until, self.bytes = 0.0, 0
+        self._kept.clear()
+        self._reading.clear()
 
     def _listen(self) -> None:
         loop = asyncio.get_running_loop()
@@ -198,10 +195,9 @@ class NearCache(Commands):
     async def _live(self) -> None:
         """Keep a connection that listens; every sign of life makes memory good for another lease."""
         prefixes = [word for prefix in self._prefixes for word in ("PREFIX", prefix)]
-        while True:
-            with suppress(
-                Exception
-            ):  # no address, no Redis, no such command: until the next attempt all is read through
+        me = asyncio.current_task()
+        while self._task is me:  # until another loop takes over
+            with suppress(Exception):  # no address, no Redis, no such command: all is read through
                 ear = self._ear = _Ear(self.client.address(), self.client.timeout, lambda reason: None)
                 ear.near = self
                 try:
@@ -209,11 +205,11 @@ class NearCache(Commands):
                     for words in (("HELLO", 3), ("CLIENT", "TRACKING", "ON", "BCAST", *prefixes)):
                         if isinstance(answer := await ear.ask(words), hiredis.ReplyError):
                             raise answer
-                    while not ear.closed:
+                    while self._task is me and not ear.closed:
                         asked = self._clock()
                         await ear.ask(("PING",))
                         self._until = asked + self.lease
                         await asyncio.wait([ear._over], timeout=self.lease / 3)
                 finally:
                     ear.close()
-            await asyncio.sleep(self.lease / 4)
+            await asyncio.sleep(min(0.25, self.lease / 4))
