@@ -103,7 +103,7 @@ hashable = st.one_of(
     st.none(),
     st.booleans(),
     st.integers(),
-    st.sampled_from([0, 1, 2**63, 2**64 - 1, 2**64, -(2**63), -(2**63) - 1, 10**4000]),
+    st.sampled_from([0, 1, 2**63, 2**64 - 1, 2**64, -(2**63), -(2**63) - 1, 2**200]),
     st.floats(),
     st.sampled_from([0.0, -0.0, math.inf, -math.inf, 5e-324, 1e22]),
     texts,
@@ -119,18 +119,15 @@ hashable = st.one_of(
 )
 
 
-def usable(values: list[Any]) -> list[Any]:
-    """Those that a set takes (a signalling NaN has no hash)."""
-    return [value for value in values if not (type(value) is Decimal and value.is_snan())]
+def has_hash(value: Any) -> bool:
+    return not (type(value) is Decimal and value.is_snan())
 
 
 keys = st.recursive(
-    hashable,
-    lambda inner: (
-        st.lists(inner, max_size=3).map(usable).map(tuple) | st.lists(inner, max_size=3).map(usable).map(frozenset)
-    ),
+    hashable.filter(has_hash),
+    lambda inner: st.lists(inner, max_size=3).map(tuple) | st.frozensets(inner, max_size=3),
     max_leaves=5,
-).filter(lambda key: usable([key]) == [key] or key != key)
+)
 values = st.recursive(
     keys | hashable,
     lambda inner: st.one_of(
