@@ -20,9 +20,8 @@ from labkit._text import say
 from labkit.errors import AppError, LabkitError
 
 if TYPE_CHECKING:
-    from labkit.services.given import GivenRedis
     from labkit.services.postgres import PostgresServer
-    from labkit.services.redis import RedisServer
+    from labkit.services.redis import GivenRedis, RedisServer
 
 
 class Supplies:
@@ -55,7 +54,7 @@ class Supplies:
                 self.redis = self._stack.enter_context(start(self._folder("redis")))
             url = self.redis.url
         else:
-            from labkit.services.given import GivenRedis
+            from labkit.services.redis import GivenRedis
 
             self.given = GivenRedis(url)
         self.environment["REDIS_URL"] = url

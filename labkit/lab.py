@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from labkit.profiling.plans import Plan
     from labkit.profiling.queries import QueryReport
     from labkit.profiling.sampling import SampleReport
-    from labkit.services.redis import RedisServer
+    from labkit.services.redis import GivenRedis, RedisServer
 
 T = TypeVar("T")
 Tool = Callable[[Callable[[], Awaitable[Reply]]], Awaitable[T]]
@@ -254,9 +254,9 @@ class Lab(Verbs):
         return given if engine is None else engine.url.render_as_string(hide_password=False)
 
     @property
-    def redis(self) -> RedisServer | None:
-        """The Redis that this Lab started, to freeze, kill and restart it; None if it started none."""
-        return self._supplies.redis
+    def redis(self) -> RedisServer | GivenRedis | None:
+        """The Redis that this Lab started, or (to be watched and asked only) the one it was given; else None."""
+        return self._supplies.redis or self._supplies.given
 
     @property
     def tainted(self) -> bool:

@@ -33,7 +33,8 @@ def test_a_place_that_is_taken_is_left_alone(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("REDIS_URL", "redis://env")
     monkeypatch.setenv("DATABASE_URL", "sqlite:///env.sqlite3")
     with Lab(asking(redis_url=None, database_url=None)) as lab:
-        assert lab.redis is None and lab.get("/state").json == ["redis://env", "sqlite:///env.sqlite3"]
+        assert lab.redis is not None and lab.redis.url == "redis://env"
+        assert lab.get("/state").json == ["redis://env", "sqlite:///env.sqlite3"]
     with Lab(asking(redis_url=None, database_url=None), redis="redis://given") as lab:
         assert lab.get("/state").json[0] == "redis://given"
     with Lab(asking(redis_url=None, database_url=None), redis=False) as lab:

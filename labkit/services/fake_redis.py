@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
+import hiredis
 from fakeredis import TcpFakeServer
 
 from labkit._text import say
 from labkit.errors import ServiceError
 from labkit.services import ports
+from labkit.services.commands import KEPT, Command, Note
 from labkit.services.redis import RedisServer
 
 
@@ -74,6 +78,16 @@ class FakeRedis(RedisServer):
         self._stopped = True
         self.kill()
 
+    @contextmanager
+    def _listening(self, note: Note) -> Iterator[None]:
+        # fakeredis knows no MONITOR: we read along at the connections.
+        server = self._running()
+        server.notes.append(note)
+        try:
+            yield
+        finally:
+            server.notes.remove(note)
+
     def _start(self, port: int) -> None:
         self.port = port
         try:
@@ -98,6 +112,7 @@ class _Server(TcpFakeServer):
         self.moving = threading.Event()
         self.moving.set()
         self.delay = 0.0
+        self.notes: list[Note] = []
         self.ended = False
         self.RequestHandlerClass = _held_back(self.RequestHandlerClass)
         threading.Thread(target=self.serve_forever, args=(0.02,), name="labkit-fakeredis", daemon=True).start()
@@ -113,20 +128,31 @@ class _Server(TcpFakeServer):
 
 
 class _Gate:
-    """The reading side of a connection, which waits while the server is frozen."""
+    """The reading side of a connection, which waits while the server is frozen and tells what it read."""
 
-    def __init__(self, file: Any, server: _Server) -> None:
-        self._file, self._server = file, server
+    def __init__(self, file: Any, server: _Server, client: tuple[str, int]) -> None:
+        self._file, self._server, self._client = file, server, f"{client[0]}:{client[1]}"
+        self._words = hiredis.Reader()
 
     def readline(self) -> bytes:
         self._server.moving.wait()
         line: bytes = b"" if self._server.ended else self._file.readline()
         if line.startswith(b"*"):  # a command begins
             time.sleep(self._server.delay / 1000)
+        with suppress(hiredis.ProtocolError):
+            self._words.feed(line)
+            while words := self._words.gets():  # a command ends
+                shown = tuple(_printable(word) for word in words)
+                for note in tuple(self._server.notes):
+                    note(Command(time.time(), self._client, shown))
         return line
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._file, name)
+
+
+def _printable(word: bytes) -> str:
+    return "".join(chr(byte) if 32 <= byte < 127 else f"\\x{byte:02x}" for byte in word[:KEPT])
 
 
 def _held_back(handler: Any) -> Any:
@@ -134,6 +160,6 @@ def _held_back(handler: Any) -> Any:
 
     def setup(self: Any) -> None:
         handler.setup(self)
-        self.rfile = _Gate(self.rfile, self.server)
+        self.rfile = _Gate(self.rfile, self.server, self.client_address)
 
     return type("HeldBack", (handler,), {"setup": setup})

@@ -11,11 +11,13 @@ import signal
 import socket
 from abc import abstractmethod
 from pathlib import Path
+from typing import NoReturn
 
 from labkit import settings
 from labkit._text import say
 from labkit.errors import ServiceError
 from labkit.services import folders, ports
+from labkit.services.commands import Watched, place
 from labkit.services.detour import Detour
 from labkit.services.server import Server
 from labkit.services.watchdog import Process
@@ -23,7 +25,7 @@ from labkit.services.watchdog import Process
 _SECONDS = 15.0  # until it must answer: a long append-only file on a slow disk
 
 
-class RedisServer(Server):
+class RedisServer(Server, Watched):
     """A running Redis, real or fake.
 
     Attributes:
@@ -63,6 +65,34 @@ class RedisServer(Server):
     def socket_url(self) -> str:
         """The address over the unix socket, a fifth faster; the same as ``url`` where there is no socket."""
         return f"unix://{self.socket}?db=0" if self.socket else self.url
+
+
+class GivenRedis(Watched):
+    """A Redis of the user's own (``REDIS_URL``): to be watched and asked, but not to be broken.
+
+    Args:
+        url: its address.
+    """
+
+    fake = False
+    notice = ""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    @property
+    def url(self) -> str:
+        """The address, as it was given."""
+        return self._url
+
+    def freeze(self) -> NoReturn:
+        """Raises ``ServiceError``, as do the others: the server is not ours."""
+        raise ServiceError(say("services.not_ours", where=place(self.url)))
+
+    thaw = kill = restart = stop = freeze
+
+    def __repr__(self) -> str:
+        return f"<GivenRedis {place(self.url)}>"
 
 
 def start(folder: Path | str | None = None, *, appendonly: bool = False) -> RedisServer:
