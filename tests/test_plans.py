@@ -102,7 +102,9 @@ def test_scan_and_index_on_sqlite(sqlite: Engine) -> None:
     index(sqlite)
     plan = explain(sqlite, in_box)
     assert (plan.scans, plan.indexes) == ((), ("ix_box",))
-    assert plan.says == ("SEARCH notes USING COVERING INDEX ix_box (box=?): el índice ix_box basta y la tabla no se lee.")
+    assert plan.says == (
+        "SEARCH notes USING COVERING INDEX ix_box (box=?): el índice ix_box basta y la tabla no se lee."
+    )
     settings.set_language("en")
     assert plan.says.endswith("the index ix_box is enough, the table is not touched.")
 
@@ -124,6 +126,17 @@ def test_how_sqlite_reads(sqlite: Engine, sql: str, how: str, table: str) -> Non
     index(sqlite)
     steps = explain(sqlite, sql).steps
     assert [(step.how, step.table) for step in steps] == ([(how, table)] if how else [])
+
+
+def test_an_index_in_the_wrong_order_is_walked_and_not_searched(sqlite: Engine) -> None:
+    with sqlite.begin() as connection:
+        connection.execute(text("CREATE INDEX ix_wrong ON notes (body, box)"))
+    plan = explain(sqlite, in_box)
+    assert (plan.scans, plan.walks, plan.indexes) == ((), ("notes",), ("ix_wrong",))
+    assert "recorre el índice ix_wrong entrada por entrada" in plan.says and "◆" in plan._repr_html_()
+    index(sqlite)
+    plan = explain(sqlite, in_box)
+    assert plan.walks == () and "●" in plan._repr_html_()
 
 
 def test_an_index_made_for_one_statement_is_a_missing_index(sqlite: Engine) -> None:

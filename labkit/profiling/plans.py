@@ -20,7 +20,7 @@ from sqlalchemy.util import greenlet_spawn
 from labkit._html import Safe, card, code, join, tag
 from labkit._text import duration, say
 from labkit.errors import MeasurementError
-from labkit.plots import GREEN, VERMILION
+from labkit.plots import GREEN, ORANGE, VERMILION
 from labkit.profiling._capture import Statement
 
 _STEP = re.compile(r"(SCAN|SEARCH) (\w+)(?: USING (.*?)(?:INDEX ?(\w*)|PRIMARY KEY))?(?: \(|$)")
@@ -41,7 +41,7 @@ _TOP = """
 class Step:
     """One access to a table.
 
-    ``how`` is ``scan`` (every row), ``walk`` (every entry of an index), ``seek`` (straight to the rows by an
+    ``how`` is ``scan`` (every row), ``walk`` (an index entry by entry), ``seek`` (straight to the rows by an
     index or key), ``cover`` (the index alone answers) or ``build`` (SQLite makes an index for this statement
     alone). ``rows`` are those looked at, None if not known; ``detail`` is the database's own wording.
     """
@@ -77,6 +77,12 @@ class Plan:
         return tuple(dict.fromkeys(step.table for step in self.steps if step.how in ("scan", "build")))
 
     @property
+    def walks(self) -> tuple[str, ...]:
+        """The tables that are read along an index from its first entry on: right for an order or a count of all,
+        wrong where the statement looks for some rows and the index begins with another column."""
+        return tuple(dict.fromkeys(step.table for step in self.steps if step.how == "walk"))
+
+    @property
     def indexes(self) -> tuple[str, ...]:
         """The indexes used, primary keys without a name of their own left out."""
         return tuple(dict.fromkeys(step.index for step in self.steps if step.index))
@@ -99,7 +105,7 @@ class Plan:
 
     def _repr_html_(self) -> Safe:
         lines = join(tag("div", line) for line in self.says.removesuffix(".").split("; "))
-        colour, symbol = (VERMILION, "▲") if self.scans else (GREEN, "●")
+        colour, symbol = (VERMILION, "▲") if self.scans else (ORANGE, "◆") if self.walks else (GREEN, "●")
         return card(code(" ".join(self.sql.split())), lines, colour=colour, symbol=symbol, note=tag("pre", self.text))
 
 

@@ -128,8 +128,9 @@ class PostgresServer(Server):
         import psycopg  # late: slow to import, and only needed here
 
         address = f"host={self.socket} port={self.port} user={_USER} dbname={_DATABASE}"
+        unseen = "-c pg_stat_statements.track=none"  # or whoever reads the statistics would read the password
         try:
-            with psycopg.connect(address, autocommit=True) as connection:
+            with psycopg.connect(address, autocommit=True, options=unseen) as connection:
                 password = psycopg.sql.Literal(self._password)
                 connection.execute(
                     psycopg.sql.SQL("ALTER ROLE {} PASSWORD {}").format(psycopg.sql.Identifier(_USER), password)

@@ -212,7 +212,7 @@ def check_1_4(ctx: Context, create_indexes: Callable[..., Any]) -> Verdict:
 
 def _read_whole(plan: Plan) -> set[str]:
     """The tables that a look-up reads from end to end, directly or along an index."""
-    return {step.table for step in plan.steps if step.how in ("scan", "walk", "build")}
+    return {*plan.scans, *plan.walks}
 
 
 def _what_is_scanned(engine: Engine, scanned: list[set[str]], total: int) -> Verdict:
