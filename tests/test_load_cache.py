@@ -97,7 +97,7 @@ def test_a_title_claims_no_more_than_was_seen(caches: Any, elapsed: Any, title: 
 
 
 def test_the_hit_rate_is_told_window_by_window() -> None:
-    result = made(["MISS"] * 50 + ["HIT", "MISS"] * 25 + [None] * 50 + ["HIT"] * 50)
+    result = made(["MISS"] * 50 + ["HIT", "STALE"] * 25 + [None] * 50 + ["HIT"] * 50)
     windows = result.hit_rate_over_time(4)
     assert windows["from_s"].tolist() == [0, 50, 100, 150] and windows["to_s"].tolist() == [50, 100, 150, 200]
     assert windows["requests"].tolist() == [50, 50, 0, 50]

@@ -144,12 +144,12 @@ def test_a_load_that_is_stopped_sends_no_more() -> None:
         await asyncio.wait([task])
         assert task.cancelled()
         sent: int = client.calls
+        until(lambda: not arrivals())  # here: the end of the loop would end the thread as well
         await asyncio.sleep(0.05)
         assert client.calls == sent
         return sent
 
     assert asyncio.run(main()) > 0
-    until(lambda: not arrivals())
 
 
 def test_what_breaks_the_client_ends_the_load() -> None:
