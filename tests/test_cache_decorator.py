@@ -247,6 +247,7 @@ def test_an_invalidation_during_a_fill_wins(kitchen: Kitchen) -> None:
     data = {"v": "old"}
 
     async def work(invalidate: Any) -> None:
+        await kitchen.client.call("FLUSHALL")
         began, go_on = asyncio.Event(), asyncio.Event()
 
         @cached(client=kitchen.client, tags=["all", "item:{n}"])
@@ -286,6 +287,30 @@ def test_an_invalidation_during_a_fill_wins(kitchen: Kitchen) -> None:
     kitchen(lambda: work(lambda read: read.invalidate_tag("all")))
     kitchen(lambda: work(elsewhere))
     assert kitchen.runs[1] <= 4 * 3
+
+
+def test_without_redis_an_invalidation_parts_who_came_before_from_who_came_after() -> None:
+    with start() as server:
+        kitchen, data, go_on = Kitchen(server, timeout=0.2), ["old"], asyncio.Event()
+        server.kill()
+
+        @cached(client=kitchen.client)
+        async def read() -> str:
+            found = data[0]
+            await go_on.wait()
+            return found
+
+        async def work() -> None:
+            before = asyncio.create_task(read())
+            await asyncio.sleep(0.02)
+            data[0] = "new"
+            assert await read.invalidate() is False
+            after = asyncio.create_task(read())
+            await asyncio.sleep(0.02)
+            go_on.set()
+            assert (await before, await after) == ("old", "new")
+
+        kitchen(work)
 
 
 def test_tags_from_templates_and_from_the_result(kitchen: Kitchen) -> None:

@@ -1,4 +1,4 @@
-"""``@cached`` on endpoints: the same bytes as uncached, true headers, nobody else's answer, nothing that must not be kept."""
+"""``@cached`` on endpoints: the uncached bytes, true headers, nobody else's answer, and nothing private kept."""
 
 from __future__ import annotations
 
@@ -184,7 +184,8 @@ def test_age_is_true_and_old_answers_say_so(kitchen: Kitchen, monkeypatch: pytes
     async def work() -> None:
         nonlocal now
         replies = [await kitchen.get(app, "/")]
-        for now in (1_800_000_003.9, 1_800_000_009.9, 1_800_000_025.0):
+        for age in (3.9, 9.9, 25.0):
+            now = 1_800_000_000.0 + age
             replies.append(await kitchen.get(app, "/"))
         assert labels(*replies) == ["MISS", "HIT", "HIT", "STALE"]
         assert [reply.headers.get("age") for reply in replies] == [None, "3", "9", "25"]

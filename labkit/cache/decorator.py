@@ -28,22 +28,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 Tags = Sequence[str] | Callable[..., Iterable[str]]
 
 
-class _Fixed:
-    """Every value lives equally long."""
-
-    def __init__(self, ttl: float) -> None:
-        self._ttl = checked_ttl(ttl)
-
-    def seen(self, key: str) -> None:
-        pass
-
-    def filled(self, key: str, data: bytes) -> float:
-        return self._ttl
-
-    def forget(self, key: str) -> None:
-        pass
-
-
 class Cache:
     """What belongs to one cached function. ``cached`` makes it; ``cached_function.cache`` is it.
 
@@ -63,13 +47,8 @@ class Cache:
         negative: float | None,
         types: Iterable[Any],
     ) -> None:
-        self.function, self.engine, self.arguments, self.tags, self.negative = (
-            function,
-            engine,
-            arguments,
-            tags,
-            negative,
-        )
+        self.function, self.engine, self.arguments = function, engine, arguments
+        self.tags, self.negative = tags, negative
         self.is_async = inspect.iscoroutinefunction(function)
         self.codec = Codec([hints(function).get("return"), *types])
         self.parameters = frozenset(inspect.signature(function).parameters)
@@ -134,7 +113,7 @@ class Cache:
 
 
 def cached(
-    ttl: float | Life = 300,
+    ttl: float | Any = 300,
     key_prefix: str = "",
     *,
     client: CacheClient,
@@ -161,7 +140,7 @@ def cached(
     - ``refresh(*args, **kwargs)``: run the function now, and keep what it gives;
     - ``client``.
 
-    The last three but ``client`` are awaited if the function is ``async def``. Sessions and requests need not be given.
+    All but ``key`` and ``client`` are awaited if the function is ``async def``. Sessions and requests may be left out.
 
     Args:
         ttl: seconds that an answer is fresh, or something that learns them, as ``AdaptiveTTL``.
@@ -181,7 +160,7 @@ def cached(
     """
     if client is None or not hasattr(client, "forget"):
         raise CacheError(say("cached.no_client", client=repr(client)))
-    life: Life = ttl if hasattr(ttl, "filled") else _Fixed(ttl)  # type: ignore[assignment]
+    life: Any = ttl if hasattr(ttl, "filled") else Life(ttl)
     negative = None if negative_ttl is None else checked_ttl(negative_ttl)
 
     def decorate(function: F) -> Any:

@@ -7,13 +7,13 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from time import perf_counter
-from typing import Any, Protocol
+from typing import Any
 
 from starlette.exceptions import HTTPException
 
 from labkit.cache import locks
 from labkit.cache.call import Call, Made, Raised
-from labkit.cache.client import Unavailable
+from labkit.cache.client import Unavailable, checked_ttl
 from labkit.cache.codec import Corrupt
 from labkit.cache.entry import Entry, unpack
 from labkit.cache.events import Event, Kind, Observer, tell
@@ -25,12 +25,20 @@ from labkit.cache.strategies.base import Strategy, Verdict
 _SEEN = 32  # bytes at the beginning of an entry that tell it from the one stored after it
 
 
-class Life(Protocol):
-    """How long values live: a number, or something that learns."""
+class Life:
+    """How long values live: all equally long. What learns it (``AdaptiveTTL``) has the same methods."""
 
-    def seen(self, key: str) -> object: ...
-    def filled(self, key: str, data: bytes) -> float: ...
-    def forget(self, key: str) -> object: ...
+    def __init__(self, ttl: float) -> None:
+        self._ttl = checked_ttl(ttl)
+
+    def filled(self, key: str, data: bytes) -> float:
+        """``data`` was computed for ``key``: seconds for which it is fresh."""
+        return self._ttl
+
+    def seen(self, key: str) -> None:
+        """``key`` was answered from the cache."""
+
+    forget = seen
 
 
 class Engine:

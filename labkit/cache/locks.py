@@ -104,7 +104,7 @@ async def wait(redis: Commands, key: str, token: str) -> None:
 
 
 def _stream(key: str, token: str) -> str:
-    return f"{{{key}}}:{token}"
+    return token_of(key).removesuffix("fill") + token
 
 
 def _moment(answer: list[bytes]) -> int:
