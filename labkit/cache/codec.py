@@ -11,6 +11,7 @@ import math
 import reprlib
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from decimal import Decimal
@@ -26,6 +27,7 @@ from labkit._text import say
 from labkit.errors import CacheError
 
 _PLAIN, _TAGGED = b"J", b"T"
+_TEXT, _BARE = frozenset({str}), frozenset({str, int, bool, type(None)})
 _zones = cache(available_timezones)  # so that a zone named in foreign bytes is looked up, and never searched for
 
 _Path = tuple[Any, ...]  # (the path above, this step), () at the top: put into words only where something is refused
@@ -109,7 +111,6 @@ class Writer:
 
     def __init__(self, allowed: Mapping[str, type] | None) -> None:
         self._allowed = allowed
-        self.tagged = False
 
     def write(self, value: Any, path: _Path = ()) -> Any:
         """The form of a value.
@@ -126,7 +127,6 @@ class Writer:
             return self._list(value, path)
         if kind is dict:
             return self._dict(value, path)
-        self.tagged = True
         if kind in _GROUPS:
             forms = self._list(value, path)
             return {f"${kind.__name__}": forms if kind is tuple else sorted(forms, key=_order)}
@@ -144,7 +144,6 @@ class Writer:
     def _dict(self, value: dict[Any, Any], path: _Path) -> dict[str, Any]:
         if all(type(key) is str and key[:1] != "$" and _is_text(key) for key in value):
             return {key: self.write(item, (path, key)) for key, item in value.items()}
-        self.tagged = True
         pairs = [[self.write(key, (path, key)), self.write(item, (path, key))] for key, item in value.items()]
         return {"$dict": pairs if self._allowed is not None else sorted(pairs, key=_order)}
 
@@ -164,6 +163,16 @@ class Writer:
             return value.__getstate__()
         inside = [getattr(value, name) for name in kind.__pydantic_fields__]
         return [inside, value.__pydantic_extra__ or {}, value.__pydantic_private__ or {}]
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether JSON has it all, but for what orjson itself refuses."""
+    kind = type(value)
+    if kind is dict:
+        return _TEXT.issuperset(map(type, value)) and all(map(_is_plain, value.values()))
+    if kind is list:
+        return all(map(_is_plain, value))
+    return kind in _BARE or (kind is float and math.isfinite(value))
 
 
 def _is_text(text: str) -> bool:
@@ -195,15 +204,16 @@ class Codec:
         Raises:
             CacheError: if what comes back would not equal what goes in: names the path, the type and the remedy.
         """
-        writer = Writer(self._classes)
+        with suppress(TypeError, RecursionError):  # half a surrogate pair, 65 bits, too deep: the long way knows
+            if _is_plain(value):
+                return _PLAIN + orjson.dumps(value)
         try:
-            form = orjson.dumps(writer.write(value))
+            return _TAGGED + orjson.dumps(Writer(self._classes).write(value))
         except Refused as refused:
             reason, kind = "class" if _is_known(refused.kind) else "type", refused.kind.__qualname__
             raise CacheError(say(f"cache.value_{reason}", path=refused.where("$"), type=kind)) from None
         except (RecursionError, orjson.JSONEncodeError):
             raise CacheError(say("cache.value_deep", type=type(value).__qualname__)) from None
-        return (_TAGGED if writer.tagged else _PLAIN) + form
 
     def loads(self, data: bytes) -> Any:
         """The value of bytes.

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from labkit.cache.codec import Corrupt
 
 _HEADER = struct.Struct("<3sBHHIddd")
+_HEADER_SIZE = _HEADER.size
 _MAGIC = b"LK\x01"  # the last byte is the version: another one is a miss
 _MOST = 1e11  # seconds: no time or duration beyond the year 5000
 
@@ -50,16 +51,15 @@ def unpack(data: bytes) -> Entry:
         magic, rendered, status, media_size, size, created, fresh, cost = _HEADER.unpack_from(data)
     except (struct.error, TypeError):
         raise Corrupt("header") from None
-    start = _HEADER.size + media_size
-    whole = magic == _MAGIC and len(data) == start + size and rendered <= 1
+    start = _HEADER_SIZE + media_size
     # Written so that NaN fails.
-    if not (whole and 0 <= created < _MOST and 0 <= fresh < _MOST and 0 <= cost < _MOST):
+    times = 0 <= created < _MOST and 0 <= fresh < _MOST and 0 <= cost < _MOST
+    if magic != _MAGIC or len(data) != start + size or not times:
         raise Corrupt("header")
-    if not rendered:
-        if status or media_size:
-            raise Corrupt("value with a status")
+    if not (rendered or status or media_size):
         return Entry(data[start:], created, fresh, cost)
-    media = data[_HEADER.size : start].decode("latin-1")
-    if not (100 <= status < 600 and media.isascii() and media.isprintable()):  # a line break would forge headers
+    media = data[_HEADER_SIZE:start].decode("latin-1")
+    # A line break in the media type would forge headers.
+    if rendered != 1 or not (100 <= status < 600 and media.isascii() and media.isprintable()):
         raise Corrupt("response")
     return Entry(data[start:], created, fresh, cost, True, status, media)

@@ -58,17 +58,17 @@ class KeyMaker:
             CacheError: if one of them is not known by its value: names the parameter, the type and the remedy.
         """
         digest = self._hash.copy()
-        digest.update(self._text(values))
+        try:
+            text = ascii(values).encode() if _SIMPLE.issuperset(map(type, values)) else self._forms(values)
+        except ValueError:  # an int of more than 4,300 digits
+            text = self._forms(values, simple=False)
+        digest.update(text)
         return self._start + digest.hexdigest()
 
-    def _text(self, values: tuple[Any, ...]) -> bytes:
-        if not _SIMPLE.issuperset(map(type, values)):
-            values = tuple(None if is_tool(type(value)) else value for value in values)
-        if _SIMPLE.issuperset(map(type, values)):
-            try:
-                return ascii(values).encode()
-            except ValueError:  # an int of more than 4,300 digits
-                pass
+    def _forms(self, values: tuple[Any, ...], simple: bool = True) -> bytes:
+        values = tuple(None if is_tool(type(value)) else value for value in values)
+        if simple and _SIMPLE.issuperset(map(type, values)):
+            return ascii(values).encode()
         return b"".join(map(self._form, self._names, values))
 
     def _form(self, name: str, value: Any) -> bytes:
