@@ -127,7 +127,7 @@ def repeat_async(loop: asyncio.AbstractEventLoop, operation: Callable[[], Awaita
 
 
 def rounds(cases: Sequence[Case], *, seconds: float, fewest: int = 6, batch: float = 0.03) -> list[list[float]]:
-    """Seconds an operation of every case, round by round, for about ``seconds`` (if quick, a tenth and 3 rounds).
+    """Seconds an operation of every case, round by round, for about ``seconds`` (if quick, a tenth and 2 rounds).
 
     Args:
         cases: what to run, warmed up first.
@@ -142,7 +142,7 @@ def rounds(cases: Sequence[Case], *, seconds: float, fewest: int = 6, batch: flo
             once = min(case.run(1), case.run(1))
         sizes.append(min(MOST, max(1, int(batch / max(once, 1e-7)))))
     if QUICK:
-        seconds, fewest = seconds / 10, 3
+        seconds, fewest = seconds / 10, 2
     start, found = time.perf_counter(), list[list[float]]()
     while len(found) < fewest or (len(found) < MOST_ROUNDS and time.perf_counter() - start < seconds):
         row = [0.0] * len(cases)

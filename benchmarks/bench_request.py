@@ -12,11 +12,11 @@ import httpx2
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from benchmarks._measure import Case, compare, publish, repeat
+from benchmarks._measure import QUICK, Case, compare, publish, repeat
 from labkit import Lab
 from labkit.load import load
 
-REQUESTS = 1000  # in a batch
+REQUESTS = 200 if QUICK else 1000  # in a batch
 app = FastAPI()
 
 
