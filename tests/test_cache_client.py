@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 from labkit.cache._debts import Debts
+from labkit.cache._link import Link
 from labkit.cache.breaker import Breaker
 from labkit.cache.client import CacheClient, Unavailable, finished, grave_of, token_of
 from labkit.cache.events import Event
@@ -300,10 +301,13 @@ async def test_a_client_that_is_forgotten_takes_its_connection_along(client: Cac
 
 
 async def test_a_blocked_loop_is_no_timeout(server: RedisServer) -> None:
-    async with CacheClient(server.url, timeout=0.05) as client:
-        client.timeout = PATIENT
+    async with CacheClient(server.url, timeout=PATIENT) as client:
         await client.write("k", b"x" * 400_000, 60)  # more than one read of the socket
-        client.timeout = 0.05
+        link = client._link
+        assert isinstance(link, Link)
+        assert link._timer is not None
+        link._timer.cancel()
+        link._timeout, link._timer = 0.05, None
         answers = [asyncio.create_task(client.read("k")) for _ in range(5)]
         await asyncio.sleep(0)
         time.sleep(0.2)
@@ -479,6 +483,7 @@ async def test_a_cancelled_invalidation_is_done_all_the_same(client: CacheClient
     limit = time.monotonic() + PATIENT
     while await client.exists("k"):
         assert time.monotonic() < limit
+    assert not client.breaker.changes
 
 
 def test_an_invalidation_that_its_loop_did_not_survive_is_owed(fragile: RedisServer) -> None:
@@ -513,6 +518,15 @@ async def test_more_than_can_be_remembered(fragile: RedisServer) -> None:
         await closed(client)
         left = await client.call("KEYS", "*")
         assert [name for name in left if b"gone" not in name] == [b"user:1"]
+
+
+async def test_a_full_redis_refuses_and_keeps_nothing_old(fragile: RedisServer) -> None:
+    async with CacheClient(fragile.url, timeout=PATIENT) as client:
+        assert await client.set("k", "old")
+        await client.call("CONFIG", "SET", "maxmemory", 1)
+        assert not await client.set("k", "new")
+        assert await client.get("k") is None
+        assert not client.breaker.changes
 
 
 async def test_debts_that_cannot_be_paid_are_owed_still(client: CacheClient) -> None:

@@ -125,6 +125,13 @@ def test_over_the_socket(real: RedisServer) -> None:
     assert seen.commands[-1].client == "unix", "a path of the machine has no place in a notebook"
 
 
+def test_a_server_that_restarts_meanwhile(real: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "SECONDS", 0.5)
+    with real.monitor() as seen:
+        real.restart()
+    assert seen.cut
+
+
 @pytest.mark.parametrize("how", ["kill", "freeze"])
 def test_a_server_that_goes_away_meanwhile(real: RedisServer, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(commands, "SECONDS", 0.2)

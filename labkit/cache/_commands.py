@@ -157,8 +157,8 @@ class Commands(ABC):
         seconds, data = checked_ttl(ttl), self.codec.dumps(value)
         try:
             await self.write(key, data, seconds)
-        except Unavailable as error:
-            self.owe((key,), (), str(error))
+        except Unavailable:
+            await self.forget((key,))
             return False
         return True
 
