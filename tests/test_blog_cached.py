@@ -292,3 +292,12 @@ def test_the_same_on_postgresql() -> None:
         assert lab.get("/cached/users/7").json["username"] == "otra"
         with lab.app.state.session_factory() as session:  # type: ignore[union-attr]
             assert session.scalar(select(Comment.id).limit(1)) is not None
+
+
+def test_where_there_is_no_wheel_the_cache_works_on_fakeredis(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LABKIT_FAKE_REDIS", "1")
+    with Lab(create_app(data_folder=folder)) as lab:
+        assert lab.redis is not None and lab.redis.fake
+        assert [lab.get("/cached/users/7").headers["x-cache"] for _ in range(3)] == ["MISS", "HIT", "HIT"]
+        assert lab.put("/cached/users/7", json={"email": "fake@example.org"}).status == 200
+        assert lab.get("/cached/users/7").headers["x-cache"] == "MISS"

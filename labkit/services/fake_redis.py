@@ -10,6 +10,7 @@ from typing import Any
 
 import hiredis
 from fakeredis import TcpFakeServer
+from redis.exceptions import ResponseError
 
 from labkit._text import say
 from labkit.errors import ServiceError
@@ -161,5 +162,15 @@ def _held_back(handler: Any) -> Any:
     def setup(self: Any) -> None:
         handler.setup(self)
         self.rfile = _Gate(self.rfile, self.server, self.client_address)
+        read = self.current_client.read_response
+
+        def answer() -> Any:
+            # fakeredis hangs up after it has refused a command; a server answers, and goes on.
+            try:
+                return read()
+            except ResponseError as refusal:
+                return refusal
+
+        self.current_client.read_response = answer
 
     return type("HeldBack", (handler,), {"setup": setup})
