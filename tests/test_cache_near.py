@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from labkit.cache.client import CacheClient, Unavailable
+from labkit.cache.client import CacheClient, Unavailable, finished
 from labkit.cache.decorator import cached
 from labkit.cache.near import NearCache
 from labkit.errors import CacheError
@@ -440,6 +441,33 @@ def test_a_cached_function_takes_it_for_its_client(server: redis.RedisServer) ->
                 await invalidate()
                 await until(lambda key=key: key not in near._kept)  # type: ignore[misc]
                 assert (await mine(1))["run"] == len(runs) > before
+
+    asyncio.run(run())
+
+
+def test_a_hit_of_a_cached_function_waits_for_nobody(server: redis.RedisServer) -> None:
+    """It is finished at its first step and begins no flight; what is not fresh, or no entry, goes the long way."""
+    events: list[str] = []
+
+    async def run() -> None:
+        async with near_of(server) as near:
+
+            @cached(300, "users", client=near, observer=lambda event: events.append(event.kind))
+            async def user(user_id: int) -> dict[str, int]:
+                return {"id": user_id, "run": len(events)}
+
+            first = await user(1)
+            await user(1)
+            flights, key = user.cache.engine.flights.count, user.key(1)
+            assert [finished(user(1)) for _ in range(5)] == [first] * 5
+            assert events == ["miss"] + ["hit"] * 6 and user.cache.engine.flights.count == flights
+
+            near._keep(key, near._kept[key][0][:-1], time.monotonic() + 60)  # cut short
+            assert (await user(1))["id"] == 1 and events[7:] == ["error", "miss"]
+            await user(1)
+            near._clock = lambda: math.inf
+            with pytest.raises(RuntimeError, match="waits"):
+                finished(user(1))
 
     asyncio.run(run())
 

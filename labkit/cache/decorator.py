@@ -71,7 +71,10 @@ class Cache:
         if _endpoint.CONNECTION in kwargs:
             return await self._answer(kwargs)
         values = self.arguments.values(args, kwargs)
-        return await self.engine.obtain(self._maker(values), self._call(self.function, args, kwargs, values))
+        key = self._maker(values)
+        if self.engine.at_hand is not None and (found := self.engine.glance(key, self.codec)) is not None:
+            return found[0]
+        return await self.engine.obtain(key, self._call(self.function, args, kwargs, values))
 
     async def refresh(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the function now and store its value."""

@@ -99,12 +99,19 @@ class NearCache(Commands):
         """Whether Redis tells us of changes, so that memory may answer."""
         return self._clock() < self._until and self.client.breaker.closed
 
-    async def read(self, key: str) -> bytes | None:
+    def at_hand(self, key: str) -> bytes | None:
+        """What memory holds under ``key``, if that may be believed now."""
         now = self._clock()
         if (kept := self._kept.get(key)) and now < kept[1] and now < self._until and self.client.breaker.closed:
             self._kept.move_to_end(key)
             self.hits += 1
             return kept[0]
+        return None
+
+    async def read(self, key: str) -> bytes | None:
+        if (data := self.at_hand(key)) is not None:
+            return data
+        now = self._clock()
         self.misses += 1
         self._listen()
         if now >= self._until or not key.startswith(tuple(self._prefixes) or ""):
