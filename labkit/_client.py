@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from labkit import asgi
 from labkit._frames import describe
@@ -17,6 +17,13 @@ from labkit.faults import Request, RoundTrip
 
 SHOWN = 300  # characters of a refusal's body: what FastAPI found wrong with the request
 T = TypeVar("T")
+
+
+class Caller(Protocol):
+    """Makes a request; who asks often says in which task, which costs more to find out than one would think."""
+
+    def __call__(self, path: str, task: asyncio.Task[Any] | None = None) -> Awaitable[Reply]: ...
+
 
 OPTIONS = ("params", "headers", "json", "body", "cookies")
 
@@ -75,32 +82,43 @@ class Client:
             raise RequestError("\n".join(filter(None, (text, reason))))
         return reply
 
+    def caller(self, method: str, **options: Any) -> Caller:
+        """For many requests of the same kind: the answer is called with each one's path.
+
+        Raises:
+            RequestError: if an option cannot be sent.
+        """
+        request = asgi.prepare(self.app, method, state=self.state, explain=explain, **options)
+
+        async def call(path: str, task: asyncio.Task[Any] | None = None) -> Reply:
+            flight = Request(f"{method} {path}", self.limit, task or asyncio.current_task(), current.get(), self.trip)
+            outer = current.set(flight)
+            self.flights.add(flight)
+            reply = None
+            try:
+                reply = await request(path, flight.statements)
+            except BaseException:  # what stops it arrives as it is, or in a group of anyio's
+                if not flight.stage:
+                    raise
+            finally:
+                self.flights.discard(flight)
+                current.reset(outer)
+            if reply is None or flight.stage:
+                if flight.task is not None and flight.task.cancelling():
+                    flight.task.uncancel()
+                raise flight.timeout() from None
+            return reply._replace(latency_ms=self.trip.ms) if reply.queries else reply
+
+        return call
+
     async def call(self, method: str, path: str, **options: Any) -> Reply:
-        """Make a request; see `labkit.asgi.call` for the options.
+        """Make a request; see `labkit.asgi.prepare` for the options.
 
         Raises:
             RequestTimeout: if it ran past the limit; SQL is interrupted, its task or thread stopped.
             RequestError: if the path or an option is unusable.
         """
-        flight = Request(f"{method} {path}", self.limit, asyncio.current_task(), current.get(), self.trip)
-        outer = current.set(flight)
-        self.flights.add(flight)
-        reply = None
-        try:
-            reply = await asgi.call(
-                self.app, method, path, state=self.state, count=flight.statements, explain=explain, **options
-            )
-        except BaseException:  # what stops it arrives as it is, or in a group of anyio's
-            if not flight.stage:
-                raise
-        finally:
-            self.flights.discard(flight)
-            current.reset(outer)
-        if reply is None or flight.stage:
-            if flight.task is not None and flight.task.cancelling():
-                flight.task.uncancel()
-            raise flight.timeout() from None
-        return reply._replace(latency_ms=self.trip.ms) if reply.queries else reply
+        return await self.caller(method, **options)(path)
 
 
 def explain(error: BaseException) -> str:

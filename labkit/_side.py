@@ -72,7 +72,7 @@ class SideBySide:
             if (left < 99.9).any():
                 ax.barh(places, 100 - left, left=left, color="#D5D5D5", height=0.55, label=say("load.no_header"))
             ax.set(xlabel=say("load.answers_axis"), xlim=(0, 100))
-            ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=5)
+            ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=5, columnspacing=1, handlelength=1)
 
         def draw(axes: Any) -> None:
             for ax, fill in zip(axes if cached else [axes], (times, answers), strict=False):

@@ -1,7 +1,8 @@
 """Talk to an ASGI application directly: no server, no socket, no client library in between.
 
-``call`` makes one request and returns a ``Reply``; ``Lifespan`` runs the application's start and end;
-``load_app`` finds an application by its name. All of it runs inside an event loop that somebody else owns.
+``call`` makes one request and returns a ``Reply``; ``prepare`` readies many of a kind; ``Lifespan`` runs the
+application's start and end; ``load_app`` finds it by its name. All of it runs inside an event loop that somebody
+else owns.
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ from labkit._reply import RawHeaders, Reply
 from labkit._text import say
 from labkit.errors import AppError, RequestError
 
-__all__ = ["Lifespan", "Reply", "call", "load_app"]
+__all__ = ["Lifespan", "Reply", "call", "load_app", "prepare"]
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Params = Mapping[str, Any] | Iterable[tuple[str, Any]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+Caller = Callable[[str, Callable[[], int] | None], Awaitable[Reply]]  # path, and what counts its statements
 
 # The same as uvicorn says of itself, so that an application takes the same paths here as there.
 _ASGI = {"version": "3.0", "spec_version": "2.3"}
@@ -38,21 +41,23 @@ _NOTHING: Any = object()
 _ANSWERED = (Exception, SystemExit, KeyboardInterrupt)
 
 
-def _query(path: str, params: Params) -> str:
-    """The path with the parameters at the end of its query string."""
+def _query(params: Params | None) -> str:
+    """What stands after the question mark."""
+    if not params:
+        return ""
     try:
         pairs = params.items() if isinstance(params, Mapping) else params
         plain = [(key, str(value).lower() if isinstance(value, bool) else value) for key, value in pairs]
     except (TypeError, ValueError):
         raise RequestError(say("core.bad_pairs", name="params", value=repr(params))) from None
-    path, _, query = path.partition("#")[0].partition("?")
-    return f"{path}?{'&'.join(filter(None, (query, urlencode(plain, doseq=True))))}"
+    return urlencode(plain, doseq=True)
 
 
 @lru_cache(maxsize=4096)  # traffic goes to the same addresses again and again
-def _address(path: str) -> tuple[str, bytes, bytes]:
-    """The decoded path, the path as sent, and the query string."""
+def _address(path: str, more: str) -> tuple[str, bytes, bytes]:
+    """The decoded path, the path as sent, and the query string, to which ``more`` is added."""
     path, _, query = path.partition("#")[0].partition("?")
+    query = "&".join(filter(None, (query, more)))
     if "%" not in path and path.isascii() and " " not in path:
         return path, path.encode(), query.encode() if query.isascii() else quote(query, _SAFE).encode()
     raw = quote(path, _SAFE)
@@ -63,6 +68,8 @@ def _content(
     headers: Mapping[str, str] | None, cookies: Mapping[str, str] | None, json: Any, body: bytes | str
 ) -> tuple[list[tuple[bytes, bytes]], bytes]:
     """The request's headers and body; a header that is given replaces ours."""
+    if headers is None and cookies is None and json is _NOTHING and body == b"":
+        return [*_HEADERS], b""
     extra: dict[bytes, bytes] = {}
     if json is not _NOTHING:
         try:
@@ -88,10 +95,9 @@ def _content(
     return [*((key, value) for key, value in _HEADERS if key not in extra), *extra.items()], data
 
 
-async def call(
+def prepare(
     app: ASGIApp,
     method: str,
-    path: str,
     *,
     params: Params | None = None,
     headers: Mapping[str, str] | None = None,
@@ -99,92 +105,106 @@ async def call(
     body: bytes | str = b"",
     cookies: Mapping[str, str] | None = None,
     state: Mapping[str, Any] | None = None,
-    count: Callable[[], int] | None = None,
     explain: Callable[[BaseException], str] = describe,
-) -> Reply:
-    """Make one request and wait until the application has finished, background tasks included.
+) -> Caller:
+    """What many requests share, made once: the answer is called with each one's path, as ``call`` is.
 
     Args:
         params: added to the query string; lists repeat the name, booleans become ``true`` and ``false``.
         json: sent as JSON; ``body`` sends bytes or text as they are (name their type in ``headers``).
         state: what the lifespan left for the requests (``Lifespan.state``).
-        count: read at the very end, becomes ``Reply.queries``.
         explain: makes ``Reply.error`` of what the application raised.
+
+    Raises:
+        RequestError: if an option cannot be sent.
+    """
+    method, more = method.upper(), _query(params)
+    sent_headers, data = _content(headers, cookies, json, body)
+
+    async def request(path: str, count: Callable[[], int] | None = None) -> Reply:
+        if not isinstance(path, str) or not path.startswith("/"):
+            raise RequestError(say("core.bad_path", path=path))
+        decoded, raw_path, query = _address(path, more)
+        scope: dict[str, Any] = {
+            "type": "http",
+            "asgi": _ASGI,
+            "http_version": "1.1",
+            "method": method,
+            "scheme": "http",
+            "path": decoded,
+            "raw_path": raw_path,
+            "query_string": query,
+            "root_path": "",
+            "headers": [*sent_headers],
+            "client": _CLIENT,
+            "server": _SERVER,
+            "state": dict(state) if state else {},
+        }
+        status, finish = 0, 0.0
+        answered: RawHeaders = ()
+        chunks: list[bytes] = []
+        sent = False
+        ended: asyncio.Event | None = None
+
+        async def receive() -> dict[str, Any]:
+            nonlocal sent, ended
+            if not sent:
+                sent = True
+                return {"type": "http.request", "body": data, "more_body": False}
+            if not finish:  # whoever listens for a client that hangs up waits until the answer is complete
+                ended = ended or asyncio.Event()
+                await ended.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: MutableMapping[str, Any]) -> None:
+            nonlocal status, answered, finish
+            if message["type"] == "http.response.body":
+                if chunk := message.get("body"):
+                    chunks.append(chunk)
+                if not message.get("more_body"):
+                    finish = perf_counter()
+                    if ended is not None:
+                        ended.set()
+            elif message["type"] == "http.response.start":
+                status, answered = message["status"], tuple(message.get("headers", ()))
+
+        error = note = ""
+        start = perf_counter()
+        try:
+            await app(scope, receive, send)
+        except (*_ANSWERED, BaseExceptionGroup) as raised:
+            if isinstance(raised, BaseExceptionGroup):  # of a task group's, as middleware uses them
+                if raised.split(_ANSWERED)[1] is not None:
+                    raise  # somebody stops the request
+                raised = raised.subgroup(_ANSWERED[1:]) or raised
+            error = explain(raised)  # an endpoint's sys.exit() as well: it asks this process, which is not its own
+            finish = finish or perf_counter()
+        else:
+            if not finish:
+                error, finish = say("core.no_answer", label=f"{method} {decoded}"), perf_counter()
+        if error:
+            status = status or 500
+        elif status == 404 and "endpoint" not in scope:
+            note = _routes.suggest(app, decoded)
+        queries = 0 if count is None else count()
+        return Reply(status, b"".join(chunks), answered, finish - start, queries, f"{method} {path}", error, note)
+
+    return request
+
+
+async def call(
+    app: ASGIApp, method: str, path: str, *, count: Callable[[], int] | None = None, **options: Any
+) -> Reply:
+    """Make one request and wait until the application has finished, background tasks included.
+
+    Args:
+        count: read at the very end, becomes ``Reply.queries``.
+        options: see ``prepare``.
 
     Raises:
         RequestError: if the path does not begin with a slash, or an option cannot be sent.
     """
-    if not isinstance(path, str) or not path.startswith("/"):
-        raise RequestError(say("core.bad_path", path=path))
-    if headers is None and cookies is None and json is _NOTHING and not body:
-        raw_headers, data = [*_HEADERS], b""
-    else:
-        raw_headers, data = _content(headers, cookies, json, body)
-    decoded, raw_path, query = _address(_query(path, params) if params else path)
-    method = method.upper()
-    scope: dict[str, Any] = {
-        "type": "http",
-        "asgi": _ASGI,
-        "http_version": "1.1",
-        "method": method,
-        "scheme": "http",
-        "path": decoded,
-        "raw_path": raw_path,
-        "query_string": query,
-        "root_path": "",
-        "headers": raw_headers,
-        "client": _CLIENT,
-        "server": _SERVER,
-        "state": dict(state) if state else {},
-    }
-    status, finish = 0, 0.0
-    answered: RawHeaders = ()
-    chunks: list[bytes] = []
-    sent = False
-    ended: asyncio.Event | None = None
-
-    async def receive() -> dict[str, Any]:
-        nonlocal sent, ended
-        if not sent:
-            sent = True
-            return {"type": "http.request", "body": data, "more_body": False}
-        if not finish:  # whoever listens for a client that hangs up waits until the answer is complete
-            ended = ended or asyncio.Event()
-            await ended.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(message: MutableMapping[str, Any]) -> None:
-        nonlocal status, answered, finish
-        if message["type"] == "http.response.body":
-            if chunk := message.get("body"):
-                chunks.append(chunk)
-            if not message.get("more_body"):
-                finish = perf_counter()
-                if ended is not None:
-                    ended.set()
-        elif message["type"] == "http.response.start":
-            status, answered = message["status"], tuple(message.get("headers", ()))
-
-    error = note = ""
-    start = perf_counter()
-    try:
-        await app(scope, receive, send)
-    except (*_ANSWERED, BaseExceptionGroup) as raised:
-        if isinstance(raised, BaseExceptionGroup):  # of a task group's, as middleware uses them
-            if raised.split(_ANSWERED)[1] is not None:
-                raise  # somebody stops the request
-            raised = raised.subgroup(_ANSWERED[1:]) or raised
-        error = explain(raised)  # an endpoint's sys.exit() as well: it asks this process, which is not its own
-        finish = finish or perf_counter()
-    else:
-        if not finish:
-            error, finish = say("core.no_answer", label=f"{method} {decoded}"), perf_counter()
-    if error:
-        status = status or 500
-    elif status == 404 and "endpoint" not in scope:
-        note = _routes.suggest(app, decoded)
-    queries = 0 if count is None else count()
-    return Reply(status, b"".join(chunks), answered, finish - start, queries, f"{method} {path}", error, note)
+    return await prepare(app, method, **options)(path, count)
 
 
 class Lifespan:

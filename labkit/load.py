@@ -122,7 +122,7 @@ class _Run:
     """The requests of one load and the record of them: plain lists of numbers, which the garbage collector skips."""
 
     def __init__(self, client: Client, method: str, options: dict[str, Any]) -> None:
-        self.client, self.method, self.options = client, method, options
+        self.call = client.caller(method, **options)
         self.started, self.elapsed, self.waited = list[float](), list[float](), list[float]()
         self.outcomes, self.caches = list[int | str](), list[bytes | None]()
         self.asked, self.capped = False, 0
@@ -176,7 +176,8 @@ class _Run:
 
     async def _work(self, turns: Iterator[Turn]) -> None:
         # This loop competes with what it measures.
-        clock, call, method, options = time.perf_counter, self.client.call, self.method, self.options
+        clock, call, task = time.perf_counter, self.call, asyncio.current_task()
+        begin, take, end, say_cache = self.started.append, self.elapsed.append, self.outcomes.append, self.caches.append
         for address, due in turns:
             began = clock()
             outcome: int | str
@@ -187,7 +188,7 @@ class _Run:
                 elapsed, outcome = 0.0, "unsent"
             else:
                 try:
-                    reply = await call(method, address, **options)
+                    reply = await call(address, task)
                 except RequestError as error:
                     elapsed, outcome = clock() - began, type(error).__name__
                 else:
@@ -202,10 +203,10 @@ class _Run:
             if due:
                 elapsed += began - due
                 self.waited.append(began - due)
-            self.started.append(due or began)
-            self.elapsed.append(elapsed)
-            self.outcomes.append(outcome)
-            self.caches.append(cache)
+            begin(due or began)
+            take(elapsed)
+            end(outcome)
+            say_cache(cache)
 
 
 def _taken(line: deque[Turn]) -> Iterator[Turn]:

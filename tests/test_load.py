@@ -34,6 +34,9 @@ class Client:
         self.now = self.most = 0
         self.status, self.error, self.options = status, error, dict[str, Any]()
 
+    def caller(self, method: str, **options: Any) -> Any:
+        return lambda path, task=None: self.call(method, path, **options)
+
     async def call(self, method: str, path: str, **options: Any) -> Reply:
         self.options = options
         self.now += 1

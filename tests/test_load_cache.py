@@ -31,6 +31,9 @@ class Client:
     def __init__(self, *says: str | None) -> None:
         self.says, self.trip, self.asked = list(says), RoundTrip(0), list[str]()
 
+    def caller(self, method: str, **options: Any) -> Any:
+        return lambda path, task=None: self.call(method, path, **options)
+
     async def call(self, method: str, path: str, **options: Any) -> Reply:
         said = self.says[len(self.asked) % len(self.says)]
         self.asked.append(path)

@@ -37,6 +37,9 @@ class Client:
         self.trip, self.pause, self.block = RoundTrip(0), pause, block
         self.now = self.most = self.calls = 0
 
+    def caller(self, method: str, **options: Any) -> Any:
+        return lambda path, task=None: self.call(method, path, **options)
+
     async def call(self, method: str, path: str, **options: Any) -> Reply:
         self.calls += 1
         self.now += 1
