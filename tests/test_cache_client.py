@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from redis.exceptions import DataError
 
 from labkit.cache._debts import Debts
 from labkit.cache._link import Link
@@ -216,6 +217,18 @@ async def test_cancelled_callers_shift_no_answers(client: CacheClient) -> None:
         await asyncio.gather(*gone, return_exceptions=True)
     assert client.breaker.closed
     assert await connections(client) == 1
+
+
+@pytest.mark.parametrize("name", ["\ud800", None])
+async def test_what_cannot_be_sent_shifts_no_answers(client: CacheClient, name: Any) -> None:
+    for key in "ab":
+        await client.set(key, key)
+    with pytest.raises((UnicodeError, TypeError)):
+        await client.get(name)
+    with pytest.raises(DataError):
+        client.sync.get(None)  # type: ignore[arg-type]
+    assert await asyncio.wait_for(asyncio.gather(client.get("a"), client.get("b")), 2) == ["a", "b"]
+    assert client.breaker.closed
 
 
 def test_threads_wait_for_a_connection(server: RedisServer) -> None:

@@ -507,3 +507,16 @@ def test_it_says_what_it_holds(server: redis.RedisServer) -> None:
             assert "fuera de uso" in repr(near)
 
     asyncio.run(run())
+
+
+def test_a_cancelled_question_does_not_end_the_listening(server: redis.RedisServer) -> None:
+    async def work() -> None:
+        async with near_of(server, lease=30) as near:
+            await near.write("a", b"1", 60)
+            await near.read("a")
+            ear = near._ear
+            assert ear is not None
+            ear.ask(("PING",)).cancel()
+            assert await ear.ask(("PING",)) == b"PONG" and near.active and near.at_hand("a") == b"1"
+
+    asyncio.run(work())

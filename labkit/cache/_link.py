@@ -61,23 +61,27 @@ class Link(asyncio.Protocol):
 
         The future raises ``Unavailable`` if the connection breaks or is silent beyond the limit.
         """
+        packed = hiredis.pack_command(words)  # what cannot be sent must not wait for an answer: it would get another's
         future: asyncio.Future[Any] = self.loop.create_future()
         due = self.loop.time() + (self._timeout if seconds is None else seconds)
         self._waiting.append((future, due))
         if self._timer is None:
             self._timer = self.loop.call_at(due, self._look, due)
-        self._transport.write(hiredis.pack_command(words))
+        self._transport.write(packed)
         return future
 
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)
         try:
             while (answer := self._reader.gets()) is not _NOTHING:
-                future, _ = self._waiting.popleft()
-                if not future.done():
-                    future.set_result(answer)
+                self._take(answer)
         except (hiredis.ProtocolError, IndexError) as error:  # not a Redis, or one that speaks out of turn
             self.close(f"protocol: {error}")
+
+    def _take(self, answer: Any) -> None:
+        future, _ = self._waiting.popleft()
+        if not future.done():
+            future.set_result(answer)
 
     def connection_lost(self, error: Exception | None) -> None:
         self.close(f"lost: {error}" if error else "lost")

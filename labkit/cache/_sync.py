@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from redis import BlockingConnectionPool, Redis, RedisCluster
 from redis.backoff import NoBackoff
-from redis.exceptions import ResponseError
+from redis.exceptions import DataError, ResponseError
 from redis.retry import Retry
 
 from labkit.cache._commands import AWAY, LATE, Commands, Unavailable, Word, finished, why
@@ -49,6 +49,8 @@ class Blocking(Commands):
             return self.redis().execute_command(*words)  # type: ignore[no-untyped-call]
         except ResponseError as refused:
             raise Unavailable(why(refused)) from None
+        except DataError:  # nothing that can be sent: Redis is well
+            raise
         except AWAY as error:
             self._owner.trip(why(error))
             raise Unavailable(why(error)) from None

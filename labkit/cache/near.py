@@ -19,7 +19,7 @@ import hiredis
 
 from labkit._text import say
 from labkit.cache._commands import Commands, Unavailable, Word
-from labkit.cache._link import _NOTHING, Link
+from labkit.cache._link import Link
 from labkit.cache.client import CacheClient
 from labkit.errors import CacheError
 
@@ -31,16 +31,11 @@ class _Ear(Link):
 
     near: NearCache
 
-    def data_received(self, data: bytes) -> None:
-        self._reader.feed(data)
-        try:
-            while (answer := self._reader.gets()) is not _NOTHING:
-                if isinstance(answer, hiredis.PushNotification):
-                    self.near._told(answer)
-                else:
-                    self._waiting.popleft()[0].set_result(answer)
-        except (hiredis.ProtocolError, IndexError) as error:
-            self.close(f"protocol: {error}")
+    def _take(self, answer: Any) -> None:
+        if isinstance(answer, hiredis.PushNotification):
+            self.near._told(answer)
+        else:
+            super()._take(answer)
 
     def close(self, reason: str = "") -> None:
         super().close(reason)
