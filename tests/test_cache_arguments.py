@@ -67,6 +67,15 @@ def test_default_position_and_name_are_one() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("args", "kwargs"),
+    [((), {}), ((1, 2, 3), {}), ((1,), {"a": 1}), ((1,), {"z": 1}), ((1, 2), {"b": 2}), ((), {"b": 1})],
+)
+def test_a_call_that_python_refuses_makes_no_key(args: tuple[int, ...], kwargs: dict[str, int]) -> None:
+    with pytest.raises(TypeError):
+        Arguments(shape_0).values(args, kwargs)
+
+
 def test_a_mutable_default_is_a_value() -> None:
     def find(tags: list[str] = []) -> None: ...  # noqa: B006
 

@@ -462,6 +462,10 @@ def test_a_class_that_has_changed_since_is_a_miss() -> None:
     assert feed(Codec(), old)
     model = CODEC.dumps(Open()).replace(b"Open", b"Page[int]")
     assert feed(CODEC, model)
+    private = b'"__pydantic_private__":{"_secret":1}'
+    assert private in CODEC.dumps(Open())
+    assert feed(CODEC, CODEC.dumps(Open()).replace(private, b'"__pydantic_private__":null'))
+    assert feed(CODEC, CODEC.dumps(Model()).replace(b'"__pydantic_private__":null', private))
 
 
 def test_an_int_that_python_will_not_print_comes_back() -> None:
