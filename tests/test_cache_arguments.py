@@ -38,7 +38,7 @@ def shape_2(*rest: int, c: int = 1) -> None: ...
 def shape_3(**more: int) -> None: ...
 def shape_4(a: int, b: int) -> None: ...
 def shape_5() -> None: ...
-def shape_6(a: int = 1, /, b: int = 2) -> None: ...
+def shape_6(a: int = 1, /, b: int = 2, **more: int) -> None: ...
 
 
 SHAPES = [shape_0, shape_1, shape_2, shape_3, shape_4, shape_5, shape_6]
@@ -74,6 +74,10 @@ def test_default_position_and_name_are_one() -> None:
 def test_a_call_that_python_refuses_makes_no_key(args: tuple[int, ...], kwargs: dict[str, int]) -> None:
     with pytest.raises(TypeError):
         Arguments(shape_0).values(args, kwargs)
+
+
+def test_a_name_that_only_its_place_gives_is_free_for_the_rest() -> None:
+    assert values(shape_6, a=5) == (1, 2, {"a": 5})
 
 
 def test_a_mutable_default_is_a_value() -> None:

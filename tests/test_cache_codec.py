@@ -181,6 +181,14 @@ def test_plain_data_is_one_read_of_json() -> None:
     assert orjson.loads(data[1:]) == {"a": [1, 1.5, None, True, "ñ", {"b": -0.0}]}
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, "\ud800", 2**64, -(2**63) - 1])
+def test_what_json_has_not_is_not_written_as_if_it_had(value: Any) -> None:
+    for holder in (value, [value], {"a": [value]}):
+        assert CODEC.dumps(holder)[:1] == b"T"
+        assert identity(CODEC.loads(CODEC.dumps(holder))) == identity(holder)
+    assert identity(CODEC.loads(CODEC.dumps({value: 1}))) == identity({value: 1})
+
+
 def test_zones_differ_by_type_and_name() -> None:
     noon = datetime(2026, 10, 25, 2, 30, fold=1)
     zones: list[tzinfo] = [
@@ -413,6 +421,9 @@ def test_ten_thousand_hostile_payloads_are_misses_or_values_and_nothing_else() -
     "text",
     [
         '{"$tuple":5}',
+        '{"$tuple":"abc"}',
+        '{"$set":{"a":1}}',
+        '{"$frozenset":{"$tuple":[1]}}',
         '{"$tuple":{"a":1},"b":2}',
         '{"$set":[[1]]}',
         '{"$dict":[[1]]}',

@@ -63,7 +63,7 @@ class Arguments:
         of = {kind: [name for name, p in parameters.items() if p.kind is kind] for kind in inspect._ParameterKind}
         only_place, either, self._rest, only_name, self._more = of.values()
         self._positional, self._by_name = only_place + either, frozenset(either + only_name)
-        kept, self._defaults, injects = [], {}, False
+        kept, self._defaults, injects = {}, {}, False
         for place, (name, p) in enumerate(parameters.items()):
             markers = _markers(p.default, found.get(name))
             tool = _names_tool(found.get(name))
@@ -75,9 +75,9 @@ class Arguments:
             left_out = tool or (asked and (name in self._asks or _gives_tool(asked[0])))
             if not left_out and name not in [*self._rest, *self._more]:
                 default = (_INJECTED if markers else _EMPTY) if missing else p.default
-                kept.append((name, sys.maxsize if name in only_name else place, default))
-        self._kept = tuple(kept)
-        self.names = (*(name for name, _, _ in kept), *self._rest, *self._more, *(["who"] if who else []))
+                kept[name] = ("" if name in only_place else name, sys.maxsize if name in only_name else place, default)
+        self._kept = tuple(kept.values())
+        self.names = (*kept, *self._rest, *self._more, *(["who"] if who else []))
         # All arguments given by position and all of them in the key: the values are the arguments.
         self._as_is = len(kept) if len(kept) == len(parameters) == len(self._positional) and not who else -1
         self._sees_request = False
@@ -125,7 +125,7 @@ class Arguments:
 
     def _complain(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         bound = self._signature.bind_partial(*args, **kwargs).arguments
-        for name, _, default in self._kept:
+        for name, (_, _, default) in zip(self.names, self._kept, strict=False):
             if name not in bound and default is _INJECTED:
                 raise CacheError(say("cache.argument_missing", function=self._name, name=name))
             if name not in bound and default is _EMPTY:

@@ -27,7 +27,7 @@ from labkit._text import say
 from labkit.errors import CacheError
 
 _PLAIN, _TAGGED = b"J", b"T"
-_TEXT, _BARE = frozenset({str}), frozenset({str, int, bool, type(None)})
+_BARE = frozenset({str, int, bool, type(None)})
 _zones = cache(available_timezones)  # so that a zone named in foreign bytes is looked up, and never searched for
 
 _Path = tuple[Any, ...]  # (the path above, this step), () at the top: put into words only where something is refused
@@ -123,13 +123,12 @@ class Writer:
         plain = value is None or kind is bool or (kind is str and _is_text(value))
         if plain or (kind is int and -(2**63) <= value < 2**64) or (kind is float and math.isfinite(value)):
             return value
-        if kind is list:
-            return self._list(value, path)
         if kind is dict:
             return self._dict(value, path)
-        if kind in _GROUPS:
-            forms = self._list(value, path)
-            return {f"${kind.__name__}": forms if kind is tuple else sorted(forms, key=_order)}
+        if kind is list or kind in _GROUPS:
+            forms = [self.write(item, (path, index)) for index, item in enumerate(value)]
+            ordered = forms if kind in (list, tuple) else sorted(forms, key=_order)
+            return ordered if kind is list else {f"${kind.__name__}": ordered}
         try:
             if kind in _FORMS:
                 return {f"${kind.__name__}": _FORMS[kind][0](value)}
@@ -137,9 +136,6 @@ class Writer:
         except (TypeError, AttributeError):
             raise Refused(kind, path) from None
         return {"$object": [class_name(kind), self.write(state, path)]}
-
-    def _list(self, values: Iterable[Any], path: _Path) -> list[Any]:
-        return [self.write(value, (path, index)) for index, value in enumerate(values)]
 
     def _dict(self, value: dict[Any, Any], path: _Path) -> dict[str, Any]:
         if all(type(key) is str and key[:1] != "$" and _is_text(key) for key in value):
@@ -150,7 +146,8 @@ class Writer:
     def _state(self, value: Any, kind: Any) -> Any:
         """What an object consists of: all of it, or for a key what its class compares."""
         whole = self._allowed is not None
-        if not _is_known(kind) or (self._allowed is not None and self._allowed.get(class_name(kind)) is not kind):
+        known = kind if self._allowed is None else self._allowed.get(class_name(kind))
+        if known is not kind or not _is_known(kind):
             raise TypeError(kind)
         if isinstance(value, Enum):
             return value.value if isinstance(value, Flag) else value.name
@@ -169,7 +166,7 @@ def _is_plain(value: Any) -> bool:
     """Whether JSON has it all, but for what orjson itself refuses."""
     kind = type(value)
     if kind is dict:
-        return _TEXT.issuperset(map(type, value)) and all(map(_is_plain, value.values()))
+        return all(map(_is_plain, value.values()))
     if kind is list:
         return all(map(_is_plain, value))
     return kind in _BARE or (kind is float and math.isfinite(value))
@@ -204,7 +201,7 @@ class Codec:
         Raises:
             CacheError: if what comes back would not equal what goes in: names the path, the type and the remedy.
         """
-        with suppress(TypeError, RecursionError):  # half a surrogate pair, 65 bits, too deep: the long way knows
+        with suppress(TypeError, RecursionError):  # a key that is no str, 65 bits, half a surrogate pair, too deep
             if _is_plain(value):
                 return _PLAIN + orjson.dumps(value)
         try:
@@ -244,8 +241,8 @@ class Codec:
         if tag == "$object":
             return self._object(*body)
         kind: Any = _TAGS[tag]
-        if kind in _GROUPS:
-            return kind([self._read(item) for item in [*body]])
+        if kind in _GROUPS and type(body) is list:
+            return kind(self._read(body))
         write, read = _FORMS[kind]
         value = read(body)
         if write(value) != body:
@@ -296,8 +293,6 @@ def _classes(types: Iterable[Any]) -> dict[str, type]:
         if hasattr(hint, "__pydantic_fields__"):
             todo += [field.annotation for field in hint.__pydantic_fields__.values()]
         elif is_dataclass(hint) or is_typeddict(hint):
-            try:
+            with suppress(NameError):  # a name that only type checkers import: such a class can be given in types=
                 todo += get_type_hints(hint).values()
-            except NameError:  # a name that only type checkers import: such a class can still be given in types=
-                continue
     return found
