@@ -196,14 +196,14 @@ class Home:
             flight.stage = 2
         if flight.stage == 2:
             for worker in (threads := workers(mine)):  # anew: it may have come back meanwhile
+                flight.ending = "stopped"  # before it is: who waits for it may read that at once
                 stop(worker)
-                flight.ending = "stopped"
             if not threads:
                 self.post(flight.cancel, self)
         elif flight.stage == 3:
+            self.left.extend([flight] if threads else [])
             if self.answers():
                 flight.ending = "left" if threads else "cancelled"
-                self.left.extend([flight] if threads else [])
                 self.post(flight.cancel, self)
             else:
                 flight.ending = "blocked"

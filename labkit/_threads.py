@@ -15,7 +15,9 @@ from typing import Any
 from labkit._frames import is_user_frame, place, user_site
 
 _WRAPPERS = ("async_generator_asend", "async_generator_athrow", "coroutine_wrapper")
-_REPORTING = ("asyncio.base_events", "queue")  # what a thread of anyio's calls between two jobs
+_POOLS = ("WorkerThread.run", "_WorkItem.run")  # of anyio, where plain ``def`` endpoints run; of the loop's executor
+_LAST = ("_bootstrap", "<module>")  # the outermost frames of most threads
+_REPORTING = ("asyncio.base_events", "queue", "concurrent.futures._base")  # what they call between two jobs
 
 
 class Stopped(BaseException):
@@ -64,23 +66,39 @@ def immortal(task: Any) -> None:
 
 
 def workers(mine: Callable[[Context], bool]) -> list[int]:
-    """The threads of anyio's pool (where plain ``def`` endpoints run) that work in a context of ``mine``.
+    """The threads of a pool that work in a context of ``mine``.
 
     One that is done and reports so is none of them: an exception thrown in there would end the thread.
     """
     found = []
-    for thread, frame in sys._current_frames().items():
-        here: FrameType | None = frame
-        inner: FrameType | None = None
-        while here is not None:
-            if here.f_code.co_qualname == "WorkerThread.run":
-                context = here.f_locals.get("context")
-                module = inner.f_globals.get("__name__", "") if inner is not None else ""
-                if isinstance(context, Context) and mine(context) and module not in _REPORTING:
-                    found.append(thread)
-                break
-            inner, here = here, here.f_back
+    for thread in sys._current_frames():
+        frame, inner = _job(thread)
+        if frame is not None:
+            context = _context(frame, inner)
+            module = inner.f_globals.get("__name__", "") if inner is not None else ""
+            if isinstance(context, Context) and mine(context) and module not in _REPORTING:
+                found.append(thread)
     return found
+
+
+def _job(thread: int) -> tuple[FrameType | None, FrameType | None]:
+    """The frame of a pool that a thread is in, and what that called; None where there is no such frame."""
+    for _ in range(20):
+        inner, here = None, sys._current_frames().get(thread)
+        while here is not None and here.f_code.co_qualname not in _POOLS:
+            inner, here = here, here.f_back
+        if here is not None or inner is None or inner.f_code.co_name in _LAST:
+            return here, inner
+        # A frame that has ended meanwhile has no caller: look again.
+    return None, None
+
+
+def _context(frame: FrameType, inner: FrameType | None) -> Any:
+    """The context that a pool's frame runs its job in, as far as there is Python in the job."""
+    if frame.f_code.co_qualname == "WorkerThread.run":
+        return frame.f_locals.get("context")
+    job = frame.f_locals.get("self")  # see _home._Threads: what it calls is Context.run
+    return getattr(getattr(job, "fn", None), "__self__", None) if inner is not None else None
 
 
 def value(task: Any, variable: ContextVar[Any]) -> Any:

@@ -10,7 +10,9 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from typing import Any
 
 import anyio.to_thread
 import pytest
@@ -81,17 +83,27 @@ def test_a_loop_that_sleeps_is_replaced(loop: LoopThread, context: Context) -> N
     ]  # the end of the abandoned context would close the new one's resources
 
 
-def test_a_worker_that_spins_is_stopped(loop: LoopThread) -> None:
+async def in_executor(job: Callable[[], Any]) -> Any:
+    return await asyncio.get_running_loop().run_in_executor(None, job)
+
+
+pools = pytest.mark.parametrize("pool", [anyio.to_thread.run_sync, asyncio.to_thread, in_executor])
+
+
+@pools
+def test_a_worker_that_spins_is_stopped(pool: Any, loop: LoopThread) -> None:
     def spin() -> None:
         while True:
             pass
 
     with pytest.raises(RequestTimeout, match=r"seguía en marcha en .*test_loop_limits.py:\d+.*Lo detuve"):
-        loop.run(lambda: anyio.to_thread.run_sync(spin), LIMIT, "GET /x")
+        loop.run(lambda: pool(spin), LIMIT, "GET /x")
     assert loop.run(answer) == 42 and not loop.tainted
+    assert loop.run(lambda: pool(threading.get_ident))
 
 
-def test_a_worker_beside_it_goes_on(loop: LoopThread) -> None:
+@pools
+def test_a_worker_beside_it_goes_on(pool: Any, loop: LoopThread) -> None:
     release, results = threading.Event(), list[int]()
 
     def patient() -> int:
@@ -99,9 +111,7 @@ def test_a_worker_beside_it_goes_on(loop: LoopThread) -> None:
             time.sleep(0.01)
         return 7
 
-    beside = threading.Thread(
-        target=lambda: results.append(loop.run(lambda: anyio.to_thread.run_sync(patient), label="GET /patient"))
-    )
+    beside = threading.Thread(target=lambda: results.append(loop.run(lambda: pool(patient), label="GET /patient")))
     loop.start()
     beside.start()
 
@@ -110,18 +120,39 @@ def test_a_worker_beside_it_goes_on(loop: LoopThread) -> None:
             pass
 
     with pytest.raises(RequestTimeout):
-        loop.run(lambda: anyio.to_thread.run_sync(spin), LIMIT, "GET /x")
+        loop.run(lambda: pool(spin), LIMIT, "GET /x")
     release.set()
     beside.join()
     assert results == [7]
 
 
-def test_a_worker_that_sleeps_is_left(loop: LoopThread, context: Context) -> None:
+@pools
+def test_a_worker_that_sleeps_is_left(pool: Any, loop: LoopThread, context: Context) -> None:
     release = threading.Event()
 
     with pytest.raises(RequestTimeout, match=r"sigue en un hilo"):
-        loop.run(lambda: anyio.to_thread.run_sync(lambda: release.wait(30)), LIMIT, "GET /x")
+        loop.run(lambda: pool(lambda: release.wait(30)), LIMIT, "GET /x")
     assert loop.tainted and loop.run(answer) == 42 and context.steps == ["in"]
+    release.set()
+    until(lambda: not loop.tainted)
+
+
+@pools
+def test_a_worker_that_catches_everything_taints_the_timings(pool: Any, loop: LoopThread) -> None:
+    release = threading.Event()
+
+    def turn() -> None:
+        while not release.is_set():
+            pass
+
+    def spin() -> None:
+        while not release.is_set():
+            with suppress(BaseException):
+                turn()
+
+    with pytest.raises(RequestTimeout):
+        loop.run(lambda: pool(spin), LIMIT, "GET /x")
+    assert loop.tainted and loop.run(answer) == 42
     release.set()
     until(lambda: not loop.tainted)
 
