@@ -112,6 +112,9 @@ class Plan:
 def explain(database: Engine | Connection, statement: Any, parameters: Any = None, analyze: bool | None = None) -> Plan:
     """Ask the database how it runs a statement.
 
+    It asks in the thread of the caller and has no time limit: what ``analyze`` runs takes as long as it takes, or until
+    the cell is interrupted.
+
     Args:
         database: an engine or connection; with an async one ``await connection.run_sync(explain, ...)``.
         statement: SQL text, something made with SQLAlchemy's functions, or a `Statement` of a report.
