@@ -146,7 +146,7 @@ class Writer:
     def _state(self, value: Any, kind: Any) -> Any:
         """What an object consists of: all of it, or for a key what its class compares."""
         whole = self._allowed is not None
-        known = kind if self._allowed is None else self._allowed.get(class_name(kind))
+        known: Any = kind if self._allowed is None else self._allowed.get(class_name(kind))
         if known is not kind or not _is_known(kind):
             raise TypeError(kind)
         if isinstance(value, Enum):
