@@ -11,7 +11,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -447,12 +447,36 @@ async def test_forget_takes_the_token_along(client: CacheClient) -> None:
     assert token_of("{c}:d") == "{c}:d:fill"  # the slot is that of the key
 
 
+async def tag(client: CacheClient, *keys: str) -> None:
+    await client.call("ZADD", "tag", *(word for key in keys for word in (1, key)))
+
+
+@pytest.mark.parametrize("words", [("SET", "tag", "theirs"), ("ZADD", "tag", 1, b"\xff"), ("SADD", "tag", "a")])
+async def test_what_others_keep_under_a_tags_name_does_no_harm(client: CacheClient, words: tuple[Any, ...]) -> None:
+    await client.call(*words)
+    assert await client.forget(tags=["tag"])
+    assert client.breaker.closed
+
+
+async def test_what_is_tagged_anew_while_its_tag_is_invalidated_keeps_it(client: CacheClient) -> None:
+    await tag(client, "a", "b")
+    unlink = client.unlink
+
+    async def meanwhile(names: Sequence[str]) -> int:
+        await client.call("ZADD", "tag", await moment(client), "a")
+        return await unlink(names)
+
+    client.unlink = meanwhile  # type: ignore[method-assign]
+    assert await client.forget(tags=["tag"])
+    assert await client.call("ZRANGE", "tag", 0, -1) == [b"a"]
+
+
 async def test_forget_a_tag(client: CacheClient) -> None:
     keys = [f"k{i}" for i in range(1200)]
     for key in keys:
         await client.write(key, b"1", 60)
         await client.write(token_of(key), b"1", 60)
-    await client.call("SADD", "tag", *keys)
+    await tag(client, *keys)
     before = await moment(client)
     assert await client.forget(tags=["tag"])
     assert await client.call("KEYS", "*") == [grave_of("tag").encode()]
@@ -468,7 +492,7 @@ async def test_missed_invalidations_are_done_before_anything_is_read(fragile: Re
     async with CacheClient(fragile.url) as client:
         for name in ("a", "b", "c", "d", "kept", token_of("a")):
             await client.set(name, "old")
-        await client.call("SADD", "tag", "b")
+        await tag(client, "b")
         fragile.freeze()
         assert not await client.forget(["a"], ["tag"])
         assert not await client.delete("c")
@@ -599,7 +623,7 @@ async def test_a_cluster(cluster: str) -> None:
         assert client.sync.set("b", 1)
         assert await client.exists("b")
         assert await client.run("return redis.call('GET', KEYS[1]) and ARGV[1]", ("b", token_of("b")), ("x",)) == b"x"
-        await client.call("SADD", "tag", "a", "b")
+        await tag(client, "a", "b")
         assert await client.forget(["c", "d"], ["tag"])
         assert not await client.exists("a")
         assert not client.sync.exists("b")

@@ -335,6 +335,37 @@ def test_tags_from_templates_and_from_the_result(kitchen: Kitchen) -> None:
     assert kitchen.runs == {"user": 2 + 1, "list": 2 + 1}
 
 
+def test_a_tag_forgets_keys_that_have_expired(kitchen: Kitchen) -> None:
+    long, short = (
+        cached(ttl=ttl, client=kitchen.client, key_prefix=str(ttl), tags=["t"])(lambda n: n) for ttl in (3000, 10)
+    )
+    long(1)
+    for age in (2000, 3200):
+        added = (time.time() - age) * 1e6
+        command(kitchen.server, "ZADD", "tag:t", *(word for n in range(80) for word in (added, f"gone:{age}:{n}")))
+    short(1)
+    kept = command(kitchen.server, "ZRANGEBYSCORE", "tag:t", 0, "inf")
+    assert len(kept) == 82 and {long.key(1), short.key(1)} < set(kept) and "gone:2000:1" in kept
+    assert 3000 < command(kitchen.server, "TTL", "tag:t") <= 3060
+    assert long.invalidate_tag("t") and not command(kitchen.server, "EXISTS", long.key(1), short.key(1))
+
+
+def test_what_cannot_be_tagged_is_not_kept_and_nobody_waits_for_it(kitchen: Kitchen) -> None:
+    @cached(client=kitchen.client, tags=["t"])
+    async def read() -> int:
+        kitchen.runs[0] += 1
+        return 1
+
+    async def work() -> None:
+        await kitchen.client.call("SET", "tag:t", "theirs")
+        assert await read() == 1
+        assert await kitchen.client.call("KEYS", "{read*:fill") == []
+        assert await read() == 1 and kitchen.runs == {0: 2}
+        assert await read.invalidate_tag("t") and await read.invalidate_tag("\ud800")
+
+    kitchen(work)
+
+
 def test_refresh_runs_now_and_keeps_the_value(kitchen: Kitchen) -> None:
     @cached(client=kitchen.client)
     async def count() -> int:

@@ -121,7 +121,7 @@ def test_what_goes_by_a_tag_is_gone_when_the_call_returns(server: redis.RedisSer
         async with near_of(server) as near:
             for i in range(30):
                 await near.write("a", b"%d" % i, 60)
-                await near.call("SADD", "list", "a")
+                await near.call("ZADD", "list", 1, "a")
                 await near.read("a")
                 assert "a" in near._kept
                 assert await near.forget(tags=["list"])
@@ -135,7 +135,7 @@ def test_a_message_that_is_late_delays_nothing_but_what_needs_it(server: redis.R
         async with near_of(server, lease=60) as near:
             assert near._ear is not None
             await near.write("a", b"1", 60)
-            await near.call("SADD", "list", "a")
+            await near.call("ZADD", "list", 1, "a")
             await near.read("a")
             await asyncio.sleep(0.02)
             near._ear._transport.pause_reading()
@@ -478,7 +478,7 @@ def test_an_invalidation_that_could_not_be_delivered_holds_here(own: redis.Redis
     async def run() -> None:
         async with near_of(own, lease=60) as near:
             await near.write("a", b"old", 60)
-            await near.call("SADD", "list", "a")
+            await near.call("ZADD", "list", 1, "a")
             await near.read("a")
             own.freeze()
             assert not await near.forget(tags=["list"]) and not near._kept

@@ -26,10 +26,23 @@ GRAVE = 600  # seconds that a tag remembers its last invalidation; no fill takes
 LATE = 0.5  # seconds that Redis may be late to end a command that blocks: it looks ten times a second
 _CHUNK = 500  # keys of one command
 
+# A tag is a sorted set of keys, by when they were added. Some of those that were there at the time of the invalidation
+# are given; the next call takes them out, unless they have been added anew meanwhile, and gives the next.
 _BURY = f"""
-local now = redis.call('TIME')
-redis.call('SET', KEYS[2], now[1] * 1000000 + now[2], 'EX', {GRAVE})
-return redis.call('SMEMBERS', KEYS[1])
+local upto = ARGV[1]
+if upto then
+  for i = 2, #ARGV do
+    local added = redis.call('ZSCORE', KEYS[1], ARGV[i])
+    if added and tonumber(added) <= tonumber(upto) then redis.call('ZREM', KEYS[1], ARGV[i]) end
+  end
+else
+  local now = redis.call('TIME')
+  upto = string.format('%.0f', now[1] * 1000000 + now[2])
+  redis.call('SET', KEYS[2], upto, 'EX', {GRAVE})
+end
+local found = redis.pcall('ZRANGEBYSCORE', KEYS[1], 0, upto, 'LIMIT', 0, {_CHUNK})
+if found.err then found = {{}} end -- no set: somebody else's, and nothing of ours has this tag
+return {{upto, found}}
 """
 
 
@@ -181,10 +194,11 @@ class Commands(ABC):
         """What ``forget`` does, if all goes well. Raises ``Unavailable``."""
         await self.unlink([name for key in keys for name in (key, token_of(key))])
         for tag in tags:
-            members = [member.decode() for member in await self.run(_BURY, (tag, grave_of(tag)))]
-            await self.unlink([name for key in members for name in (key, token_of(key))])
-            for start in range(0, len(members), _CHUNK):
-                await self.call("SREM", tag, *members[start : start + _CHUNK])
+            upto, members = await self.run(_BURY, (tag, grave_of(tag)))
+            while members:
+                keys = [member.decode(errors="replace") for member in members]
+                await self.unlink([name for key in keys for name in (key, token_of(key))])
+                _, members = await self.run(_BURY, (tag, grave_of(tag)), (upto, *members))
 
     async def unlink(self, names: Sequence[str]) -> int:
         """Delete these names; how many there were. Raises ``Unavailable``."""

@@ -233,6 +233,7 @@ class Engine:
                 return False
             return await lock.finish(entry.pack(), self.strategy.keep(entry.fresh))
         except Unavailable:
+            await _give_back(lock)
             return False
 
     async def _refresh(self, flight: Flight, call: Call) -> bool:

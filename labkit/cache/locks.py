@@ -3,6 +3,9 @@
 Beside a value ``key`` there may be ``{key}:fill``, which holds the token of whoever computes it, and
 ``{key}:<token>``, a stream in which the end of that computation is announced. An invalidation deletes the token
 with the value; what is stored without its token is refused. So an invalidation during a fill wins.
+
+A tag is a sorted set of keys by the microsecond they were added at; what must have expired is taken out as others come.
+Its member of no name holds, below 0, the longest life of all.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from labkit.cache.client import grave_of, token_of
 
 LEASE = 5.0  # seconds that a token lives unless it is renewed: what a dead owner costs the others at most
 _HEARD = 10_000  # milliseconds that the announcement can be read
+_SLACK = 60_000  # milliseconds that a tag knows a key beyond its value's life, which begins a little later
 
 _TAKE = """
 local value = redis.call('GET', KEYS[1])
@@ -34,11 +38,17 @@ redis.call('XADD', KEYS[3], '*', 'over', '1')
 redis.call('PEXPIRE', KEYS[3], {_HEARD})
 return mine
 """
-_TAG = """
+_TAG = f"""
 local gone = redis.call('GET', KEYS[2])
 if gone and tonumber(gone) >= tonumber(ARGV[2]) then return false end
-redis.call('SADD', KEYS[1], ARGV[1])
-if redis.call('PTTL', KEYS[1]) < tonumber(ARGV[3]) then redis.call('PEXPIRE', KEYS[1], ARGV[3]) end
+local time, keep = redis.call('TIME'), ARGV[3] * 1000
+local now, longest = time[1] * 1000000 + time[2], math.max(keep, -(redis.call('ZSCORE', KEYS[1], '') or 0))
+redis.call('ZADD', KEYS[1], string.format('%.0f', now), ARGV[1], string.format('%.0f', -longest), '')
+local old = string.format('%.0f', now - longest - {_SLACK} * 1000)
+for _, key in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], 0, old, 'LIMIT', 0, 100)) do
+  redis.call('ZREM', KEYS[1], key)
+end
+if redis.call('PTTL', KEYS[1]) < ARGV[3] + {_SLACK} then redis.call('PEXPIRE', KEYS[1], ARGV[3] + {_SLACK}) end
 return true
 """
 
@@ -77,7 +87,7 @@ class Lock:
 
 def tag_key(tag: str) -> str:
     """The name of the set in Redis that holds the keys with ``tag``."""
-    return f"tag:{tag}"
+    return f"tag:{tag.encode(errors='backslashreplace').decode()}"  # half a surrogate pair has no name in Redis
 
 
 async def take(redis: Commands, key: str, seen: bytes | None) -> Lock | bytes | str:
