@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -366,6 +368,43 @@ def test_what_cannot_be_tagged_is_not_kept_and_nobody_waits_for_it(kitchen: Kitc
     kitchen(work)
 
 
+def test_one_tag_may_be_given_as_it_is(kitchen: Kitchen) -> None:
+    for tags in ("all", lambda result, n: "all"):
+        read = cached(client=kitchen.client, tags=tags)(lambda n: kitchen.runs.update([n]) or kitchen.runs[n])
+        assert read(1) == read(1) and read.invalidate_tag("all")
+    assert read(1) == kitchen.runs[1] == 3
+
+
+def test_what_belongs_to_an_object_is_refused(kitchen: Kitchen) -> None:
+    class Shop:
+        def price(self, n: int) -> int:
+            return n
+
+        @classmethod
+        def tax(cls, n: int) -> int:
+            return n
+
+        __call__ = price
+
+    for wrong in (Shop().price, Shop.tax, Shop(), Shop, functools.partial(Shop.price, Shop()), len):
+        with pytest.raises(CacheError, match="función"):
+            cached(client=kitchen.client)(wrong)
+
+
+def test_what_a_cell_says_anew_is_another_function(kitchen: Kitchen, tmp_path: Path) -> None:
+    def cell(code: str, module: str) -> Any:
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.py"
+        path.write_text(f"@cached(client=client)\ndef read(n):\n    return {code}\n")
+        space = {"cached": cached, "client": kitchen.client, "__name__": module}
+        exec(compile(path.read_text(), path, "exec"), space)
+        return space["read"]
+
+    keys = [cell(code, "__main__").key(1) for code in ("n", "n + 1", "n")]
+    assert keys[0] == keys[2] != keys[1]
+    assert cell("n", "shop").key(1) == cell("n + 1", "shop").key(1)  # deployed one after the other, both may run
+    assert kitchen.client.prefixes == {"read:"}
+
+
 def test_refresh_runs_now_and_keeps_the_value(kitchen: Kitchen) -> None:
     @cached(client=kitchen.client)
     async def count() -> int:
@@ -480,8 +519,9 @@ def test_options_that_make_no_sense_are_refused(kitchen: Kitchen) -> None:
         cached(client=None)  # type: ignore[arg-type]
     with pytest.raises(CacheError, match="stream"):
         cached(client=kitchen.client)(stream)
-    with pytest.raises(CacheError, match="userid"):
-        cached(client=kitchen.client, tags=["user:{userid}"])(find)
+    for tag in ("user:{userid}", "userid{"):
+        with pytest.raises(CacheError, match="userid"):
+            cached(client=kitchen.client, tags=[tag])(find)
 
 
 def test_a_value_that_would_not_come_back_is_refused_by_name(kitchen: Kitchen) -> None:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import pytest
-from fastapi import APIRouter, BackgroundTasks, Body, Depends, FastAPI, Header, HTTPException, Request, Response
+from fastapi import APIRouter, BackgroundTasks, Body, Depends, FastAPI, Header, HTTPException, Query, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
 from pydantic import BaseModel, Field
 from sqlalchemy.orm import Session
@@ -414,6 +414,44 @@ def test_who_is_asking_gets_an_answer_of_his_own(kitchen: Kitchen) -> None:
             assert labels(*found) == expected, path
         anonymous = [await kitchen.get(app, "/raw") for _ in range(2)]
         assert labels(*anonymous) == ["MISS", "HIT"]
+
+    kitchen(work)
+
+
+def test_what_reads_a_request_is_not_kept_for_another_that_tells_more(kitchen: Kitchen) -> None:
+    """Alice's page, tenant or body is never Bob's, though no parameter takes it."""
+    app = FastAPI()
+
+    class Paging(BaseModel):
+        size: int = 10
+        page: int = Field(1, alias="p")
+
+    def base(request: Request) -> None:
+        kitchen.runs["base"] += 1
+
+    @app.api_route("/{tenant}/items", methods=["GET", "POST"])
+    @cached(client=kitchen.client)
+    async def items(request: Request) -> Any:
+        return [request.path_params["tenant"], request.query_params.get("page"), (await request.body()).decode()]
+
+    @app.get("/{tenant}/declared")
+    @cached(client=kitchen.client)
+    async def declared(tenant: str, paging: Annotated[Paging, Query()], base: None = Depends(base)) -> Any:
+        return [tenant, paging.page, paging.size]
+
+    @app.get("/{tenant}/public")
+    @cached(client=kitchen.client, public=True)
+    async def public(request: Request) -> int:
+        return 1
+
+    async def work() -> None:
+        for tenant, page in (("a", "1"), ("a", "2"), ("b", "1")):
+            assert (await kitchen.get(app, f"/{tenant}/items?page={page}")).json == [tenant, page, ""]
+            assert (await asgi.call(app, "POST", f"/{tenant}/items", json=page)).json == [tenant, None, f'"{page}"']
+            replies = [await kitchen.get(app, f"/{tenant}/declared?p={page}&size=3") for _ in range(2)]
+            assert replies[1].json == [tenant, int(page), 3] and labels(*replies) == ["MISS", "HIT"]
+            assert labels(await kitchen.get(app, f"/{tenant}/declared?x=1")) == ["BYPASS"]
+        assert labels(*[await kitchen.get(app, f"/{name}/public?x={name}") for name in "ab"]) == ["MISS", "HIT"]
 
     kitchen(work)
 

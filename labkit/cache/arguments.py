@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import NoneType, SimpleNamespace, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
@@ -80,7 +80,7 @@ class Arguments:
         self.names = (*kept, *self._rest, *self._more, *(["who"] if who else []))
         # All arguments given by position and all of them in the key: the values are the arguments.
         self._as_is = len(kept) if len(kept) == len(parameters) == len(self._positional) and not who else -1
-        self._sees_request = False
+        self._sees_request, self._declared = False, set[str]()
         self._suspects: list[tuple[int, str]] = []
         if injects and who is None and not public:
             self._look_into(function)
@@ -120,8 +120,14 @@ class Arguments:
         return tuple(values)
 
     def bypasses(self, request: Any) -> bool:
-        """Whether a request goes past the cache: it says who is asking, the code sees it, nothing parts the answers."""
-        return self._sees_request and ("authorization" in request.headers or "cookie" in request.headers)
+        """Whether a request goes past the cache: the code sees it, and it tells more than the key does.
+
+        That is who is asking, a body, or what is in the address and no parameter takes."""
+        if not self._sees_request:
+            return False
+        told = {*request.path_params, *request.query_params}
+        reads = request.scope.get("method") in ("GET", "HEAD")
+        return not (reads and told <= self._declared and _TELLING.isdisjoint(request.headers))
 
     def _complain(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         bound = self._signature.bind_partial(*args, **kwargs).arguments
@@ -158,7 +164,9 @@ class Arguments:
         while todo:
             part, filled = todo.pop()  # with the parameter of the endpoint that it fills in
             todo += [(below, filled or below.name or "") for below in part.dependencies]
-            telling = [name for field in part.header_params for name in _headers(field) if name in _TELLING]
+            self._declared.update(name for field in [*part.path_params, *part.query_params] for name in _names(field))
+            headers = [name.lower().replace("_", "-") for field in part.header_params for name in _names(field)]
+            telling = [name for name in headers if name in _TELLING]
             telling += [field.alias for field in part.cookie_params]
             if isinstance(part.call, SecurityBase):
                 telling.append(type(part.call).__name__)
@@ -177,11 +185,10 @@ def _inputs(part: Any) -> list[Any]:
     return [*part.path_params, *part.query_params, *part.header_params, *part.cookie_params, *part.body_params]
 
 
-def _headers(field: Any) -> Iterator[str]:
-    """The headers of one parameter, or of the fields of a model of headers."""
+def _names(field: Any) -> list[str]:
+    """What one parameter takes, or the fields of a model of several, as a request calls it."""
     inside = getattr(field.field_info.annotation, "model_fields", None)
-    names = (info.alias or name for name, info in inside.items()) if inside else (field.alias,)
-    return (name.lower().replace("_", "-") for name in names)
+    return [info.alias or name for name, info in inside.items()] if inside else [field.alias]
 
 
 def _markers(default: Any, hint: Any) -> list[Any]:

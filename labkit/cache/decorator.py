@@ -48,19 +48,22 @@ class Cache:
         types: Iterable[Any],
     ) -> None:
         self.function, self.engine, self.arguments = function, engine, arguments
-        self.tags, self.negative = tags, negative
+        self.tags, self.negative = tags if callable(tags) else _each(tags), negative
         self.is_async = inspect.iscoroutinefunction(function)
         self.codec = Codec([hints(function).get("return"), *types])
         self.parameters = frozenset(inspect.signature(function).parameters)
         self.repeatable = self.is_async and self.parameters.issubset(arguments.names)
-        self.prefix = f"{key_prefix}:" if key_prefix else f"{function.__qualname__.rpartition('.')[2]}:"
         self._maker = KeyMaker(key_prefix, function, arguments.names)
+        self.start = self._maker.start
         self._doubles = _endpoint.doubles(function)
-        for tag in () if callable(tags) else tags:
-            for _, field, _, _ in Formatter().parse(tag):
-                if field is not None and re.split(r"[.[]", field)[0] not in arguments.names:
-                    known = ", ".join(arguments.names)
-                    raise CacheError(say("cached.bad_tag", tag=tag, function=function.__name__, names=known))
+        for tag in () if callable(self.tags) else self.tags:
+            try:
+                fields = [field for _, field, _, _ in Formatter().parse(tag) if field is not None]
+            except ValueError:  # a brace that nothing closes
+                fields = [""]
+            if not set(arguments.names).issuperset(re.split(r"[.[]", field)[0] for field in fields):
+                known = ", ".join(arguments.names)
+                raise CacheError(say("cached.bad_tag", tag=tag, function=function.__name__, names=known))
 
     def key(self, *args: Any, **kwargs: Any) -> str:
         """The name in Redis of the answer to these arguments; sessions and requests may be left out."""
@@ -111,7 +114,7 @@ class Cache:
             return ()
         named = dict(zip(self.arguments.names, values, strict=True))
         if callable(self.tags):
-            return tuple(self.tags(result, **named))
+            return _each(self.tags(result, **named))
         return tuple(tag.format_map(named) for tag in self.tags)
 
 
@@ -153,7 +156,9 @@ def cached(
         tags: names with parameters of the function in them (``"user:{user_id}"``), or a function that gives names from
             the result and, by name, from the arguments.
         who: tells who is asking, from the arguments it names and ``request``: each has answers of his own.
-        public: whether the answer is the same for everybody, though the endpoint sees who is asking.
+        public: whether the answer is the same for everybody, though the endpoint sees who is asking. Without it or
+            ``who``, what takes the raw ``Request`` goes past the cache where that tells more than the parameters do:
+            who is asking, a body, a query that is not declared. Other headers are never looked at: declare them.
         negative_ttl: seconds for which "not found" (404 and 410, also as ``HTTPException``) is kept; else it is not.
         types: classes of values, besides those in the function's return annotation.
         observer: told of every call.
@@ -167,14 +172,16 @@ def cached(
     negative = None if negative_ttl is None else checked_ttl(negative_ttl)
 
     def decorate(function: F) -> Any:
-        name = function.__name__
+        name = getattr(function, "__name__", repr(function))
+        if not inspect.isfunction(inspect.unwrap(function)):  # what belongs to an object has its answers by the object
+            raise CacheError(say("cached.no_function", name=name, type=type(function).__name__))
         if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
             raise CacheError(say("cached.generator", name=name))
         arguments = Arguments(function, who, public)
         face: Looping | Threading = Looping(client) if inspect.iscoroutinefunction(function) else Threading(client)
         engine = Engine(name, face, strategy or CacheAside(), life, observer)
         cache = Cache(function, engine, arguments, key_prefix, tags, negative, types)
-        client.prefixes.add(cache.prefix)
+        client.prefixes.add(cache.start)
 
         async def invalidate(*args: Any, **kwargs: Any) -> bool:
             return await engine.forget(cache.key(*args, **kwargs))
@@ -199,6 +206,10 @@ def cached(
         return wrapper
 
     return decorate
+
+
+def _each(tags: Iterable[str]) -> tuple[str, ...]:
+    return (tags,) if isinstance(tags, str) else tuple(tags)
 
 
 def _plain(function: Callable[..., Any]) -> Any:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from hashlib import blake2b
 from typing import Any
 
@@ -33,7 +35,8 @@ def is_tool(kind: Any) -> bool:
 class KeyMaker:
     """Makes the keys of one function: ``prefix:function:hash``, or ``function:hash`` without a prefix.
 
-    The hash (BLAKE2b, 80 bits) covers the function's module, name and parameters, and the values with their types.
+    The hash (BLAKE2b, 80 bits) covers the function's module, name and parameters, and the values with their types;
+    in a notebook or script also its source. Applications of the same names in one Redis need prefixes of their own.
 
     Args:
         prefix: what keys begin with, so that a person finds them.
@@ -45,10 +48,13 @@ class KeyMaker:
         qualname: str = function.__qualname__
         self._names = tuple(names)
         self._function = qualname.rpartition(".")[2]
-        self._start = f"{prefix}:{self._function}:" if prefix else f"{self._function}:"
+        self.start = f"{prefix}:{self._function}:" if prefix else f"{self._function}:"
         # Lambdas and functions in functions share their names: the line tells them apart.
         line = function.__code__.co_firstlineno if "<" in qualname else ""
         identity = f"{function.__module__}:{qualname}:{line}({','.join(self._names)})"
+        if function.__module__ == "__main__":  # a cell is changed and run again: its old answers are of other code
+            with suppress(OSError, TypeError):
+                identity += inspect.getsource(function)
         self._hash = blake2b(identity.encode() + b"\0", digest_size=10)
 
     def __call__(self, values: tuple[Any, ...]) -> str:
@@ -63,7 +69,7 @@ class KeyMaker:
         except ValueError:  # an int of more than 4,300 digits
             text = self._forms(values, simple=False)
         digest.update(text)
-        return self._start + digest.hexdigest()
+        return self.start + digest.hexdigest()
 
     def _forms(self, values: tuple[Any, ...], simple: bool = True) -> bytes:
         values = tuple(None if is_tool(type(value)) else value for value in values)
