@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -55,6 +55,7 @@ class Statement:
     database: Engine | None = field(default=None, repr=False, compare=False)
 
 
+@dataclass(init=False, eq=False, repr=False, slots=True)
 class Shot(CursorFetchStrategy):
     """What is noted while a statement runs; all that can wait is worked out in the report.
 
@@ -62,10 +63,6 @@ class Shot(CursorFetchStrategy):
     of the cursor costs as much as all the rest. (Rows that somebody takes from ``result.cursor`` are not seen.)
     """
 
-    __slots__ = (
-        "compiled", "engine", "error", "fetching", "lazy", "many", "rows", "sql", "stack", "start", "stop",
-        "template", "values",
-    )  # fmt: skip
     sql: str
     values: Any
     many: bool
@@ -88,22 +85,22 @@ class Shot(CursorFetchStrategy):
             self.rows += 1
         return row
 
-    def fetchmany(self, result: Any, dbapi_cursor: Any, size: int | None = None) -> Any:
-        start = perf_counter()
-        rows = _fetch.fetchmany(result, dbapi_cursor, size)
-        self.fetching += perf_counter() - start
-        self.rows += len(rows)
-        return rows
-
     def fetchall(self, result: Any, dbapi_cursor: Any) -> Any:
+        return self.several(_fetch.fetchall, result, dbapi_cursor)
+
+    def fetchmany(self, result: Any, dbapi_cursor: Any, size: int | None = None) -> Any:
+        return self.several(_fetch.fetchmany, result, dbapi_cursor, size)
+
+    def several(self, fetch: Callable[..., Any], *arguments: Any) -> Any:
+        """What ``fetch`` gives; its rows and its time are counted."""
         start = perf_counter()
-        rows = _fetch.fetchall(result, dbapi_cursor)
+        rows = fetch(*arguments)
         self.fetching += perf_counter() - start
         self.rows += len(rows)
         return rows
 
     def yield_per(self, result: Any, dbapi_cursor: Any, num: int) -> None:
-        super().yield_per(result, _Cursor(dbapi_cursor, self), num)
+        _fetch.yield_per(result, _Cursor(dbapi_cursor, self), num)
 
 
 class _Cursor:
@@ -121,24 +118,15 @@ class _Cursor:
     def fetchone(self) -> Any:
         start = perf_counter()
         row = self._cursor.fetchone()
-        self._note(start, row is not None)
+        self._shot.fetching += perf_counter() - start
+        self._shot.rows += row is not None
         return row
 
     def fetchmany(self, *size: int) -> Any:
-        start = perf_counter()
-        rows = self._cursor.fetchmany(*size)
-        self._note(start, len(rows))
-        return rows
+        return self._shot.several(self._cursor.fetchmany, *size)
 
     def fetchall(self) -> Any:
-        start = perf_counter()
-        rows = self._cursor.fetchall()
-        self._note(start, len(rows))
-        return rows
-
-    def _note(self, start: float, rows: int) -> None:
-        self._shot.fetching += perf_counter() - start
-        self._shot.rows += rows
+        return self._shot.several(self._cursor.fetchall)
 
 
 # The lists to append to: who listens in this context, tasks and threadpool workers started in it included.
