@@ -49,6 +49,11 @@ class User(BaseModel):
     born: datetime | None = None
 
 
+class Paging(BaseModel):
+    size: int = 10
+    page: int = Field(1, alias="p")
+
+
 def seen(reply: asgi.Reply) -> tuple[int, bytes, list[tuple[bytes, bytes]]]:
     """What a client gets, without what the cache adds."""
     headers = [(name, value) for name, value in reply.raw_headers if name not in (b"x-cache", b"age")]
@@ -421,10 +426,6 @@ def test_who_is_asking_gets_an_answer_of_his_own(kitchen: Kitchen) -> None:
 def test_what_reads_a_request_is_not_kept_for_another_that_tells_more(kitchen: Kitchen) -> None:
     """Alice's page, tenant or body is never Bob's, though no parameter takes it."""
     app = FastAPI()
-
-    class Paging(BaseModel):
-        size: int = 10
-        page: int = Field(1, alias="p")
 
     def base(request: Request) -> None:
         kitchen.runs["base"] += 1
