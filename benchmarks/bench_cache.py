@@ -105,7 +105,7 @@ class Bench:
             "await redis.asyncio.Redis.get, then json.loads",
             cases,
             [cache.name for cache in CACHES if cache.missing and cache.decorator],
-            seconds=15,
+            seconds=10,
         )
 
     def endpoints(self, size: str) -> list[Table]:
@@ -128,7 +128,7 @@ class Bench:
             "an endpoint with the same dependencies that gets the bytes by redis-py and sends them",
             cases,
             [cache.name for cache in CACHES if cache.missing],
-            seconds=15,
+            seconds=10,
         )
 
     def memory(self) -> Table:
@@ -155,7 +155,7 @@ class Bench:
             function = decorate(_user(_once(small)))
             self._check(function, small)
             cases.append(self.case(name, partial(function, 1)))
-        table = both("A hit in memory", "a look-up in a dict, from a coroutine", cases, [], seconds=12)[0]
+        table = both("A hit in memory", "a look-up in a dict, from a coroutine", cases, [], seconds=10)[0]
         for row in table.rows:
             if "NearCache" in row.name:
                 row.goal, row.reached = f"<= {NEAR * 1e6:g} us", row.seconds <= NEAR
