@@ -78,9 +78,9 @@ display(seen, [reply.headers["x-cache"] for reply in replies])
 #
 # Dificultad: baja · Importancia: alta · **4 minutos**
 #
-# La tabla trae el costo, que se mide aquí, y un minuto normal: cuántas veces se pide y cambia cada respuesta, y si es
-# personal. La función elige lo más lento. Corrígela: todas las rutas que un cache compartido puede servir y donde ahorra
-# al menos 100 ms de trabajo por minuto.
+# La tabla trae el costo, que se mide aquí, y un minuto normal: cuántas veces se pide cada respuesta, cuántas cambia y
+# si es personal. La función elige la ruta más lenta. Corrígela: que elija todas las que un cache compartido puede
+# servir y donde ahorra al menos 100 ms de trabajo por minuto.
 
 # %% name="imports" tags=["setup"]
 import asyncio
@@ -91,7 +91,7 @@ from functools import wraps
 
 import pandas as pd
 import redis
-from fastapi import APIRouter, Cookie, Depends, HTTPException, params
+from fastapi import APIRouter, Cookie, Depends, HTTPException
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
@@ -141,8 +141,8 @@ display(worth_caching(endpoints), lesson.check("2.1", worth_caching))
 # %% [markdown] name="naive-text"
 # ## El cache del curso, por dentro
 #
-# Un cliente, un decorador y tres piezas pequeñas. Todo corre, y casi todo está mal. Cada pieza se busca por su nombre en
-# cada llamada: cuando la vuelvas a declarar en un ejercicio, el decorador usará la tuya.
+# Un cliente, un decorador y piezas pequeñas. Todo corre, y casi todo está mal. El decorador busca cada pieza por su
+# nombre en cada llamada: cuando la vuelvas a declarar en un ejercicio, usará la tuya.
 
 
 # %% name="client" tags=["setup"]
@@ -255,12 +255,12 @@ def generate_cache_key(func, args, kwargs, prefix=""):
 
 # solution
 def generate_cache_key(func, args, kwargs, prefix=""):
-    """One key for a question, asked by position, by name or with defaults; what FastAPI injects is no part of it."""
-    signature = inspect.signature(func)
+    """One key for a question, asked by position, by name or with defaults; the session is no part of it."""
+    signature = inspect.signature(func, eval_str=True)
     bound = signature.bind_partial(*args, **kwargs)
     bound.apply_defaults()
-    injected = {name for name, p in signature.parameters.items() if isinstance(p.default, params.Depends)}
-    asked = {name: value for name, value in bound.arguments.items() if name not in injected}
+    sessions = {name for name, parameter in signature.parameters.items() if parameter.annotation is Session}
+    asked = {name: value for name, value in bound.arguments.items() if name not in sessions}
     text = ":".join([func.__module__, func.__qualname__, *key_parts(asked)])
     return f"{prefix}:{hashlib.md5(text.encode()).hexdigest()}"
 
@@ -275,9 +275,9 @@ lesson.check("2.3", generate_cache_key)
 #
 # Dificultad: baja · Importancia: alta · **5 minutos**
 #
-# Pide un usuario que no existe: responde 200, y ese «no existe» queda guardado diez minutos, aunque se registre un
-# segundo después. Además, un acierto dice `"cached": false`: es la copia de cuando no lo era; eso se dice en una cabecera,
-# como `X-Cache`. Corrige las dos cosas en `get_user_cached`.
+# Pide un usuario que no existe: responde 200, y ese «no existe» queda guardado diez minutos, aunque el usuario se
+# registre un segundo después. Además, cada acierto dice `"cached": false`, porque devuelve la copia de la primera vez;
+# eso va en una cabecera, como `X-Cache`. Corrige las dos cosas en `get_user_cached`.
 
 
 # %% name="answers" tags=["exercise"] exercise="2.4" file="cache/cached_endpoints.py" minutes=5
