@@ -13,7 +13,7 @@ is a plain synchronous one and works in a cell, a script and a test alike. There
 from __future__ import annotations
 
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -177,8 +177,8 @@ class Lab(Verbs):
 
         return self.run(lambda client: compare_endpoints(client, path_a, path_b, seconds=seconds, **options))
 
-    def load(self, path: str, **options: Any) -> LoadResult:
-        """Many requests, some at a time; see `labkit.load.load` (``ids=zipf(500)``); the rest as in ``request``."""
+    def load(self, path: str | Mapping[str, float], **options: Any) -> LoadResult:
+        """Many requests to a path, or several by weight; see `labkit.load.load`; the rest as in ``request``."""
         from labkit.load import load
 
         return self.run(lambda client: load(client, path, **options))
