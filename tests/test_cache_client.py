@@ -436,6 +436,35 @@ async def test_impostors(answer: bytes) -> None:
             assert client.sync.get("k") is None
 
 
+async def test_what_is_big_takes_longer_as_long_as_it_moves() -> None:
+    """An answer of 10 MB that is on its way is no failure; one that stops is, and so is silence."""
+    pieces, much = [b"$40\r\n", *[b"12345678"] * 5, b"\r\n"], 25_000_000
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(2**20):
+            if len(data) > 1000:
+                await reader.readexactly(much - len(data))
+            for piece in pieces:
+                writer.write(piece)
+                await asyncio.sleep(0.1)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0, limit=2**26) as slow:
+        url = f"redis://127.0.0.1:{slow.sockets[0].getsockname()[1]}/0"
+        for stops in (b"+O", b""):
+            async with CacheClient(url, timeout=0.3, breaker=Breaker(recovery=60)) as client:
+                if stops:
+                    assert await client.read("k") == b"12345678" * 5
+                pieces[:], begun = [stops], time.monotonic()
+                with pytest.raises(Unavailable, match="timeout"):
+                    await client.read("k")
+                assert time.monotonic() - begun < (1.0 if stops else 0.6)
+        pieces[:] = [b"", b"", b"", b"", b"+OK\r\n"]
+        async with CacheClient(url, timeout=0.2) as client:
+            await client.write("k", b"x" * much, 60)
+    await asyncio.sleep(0.01)
+
+
 # Invalidations
 
 

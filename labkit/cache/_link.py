@@ -22,6 +22,7 @@ from redis.asyncio import ConnectionPool
 from labkit.cache._commands import AWAY, Unavailable, why
 
 _NOTHING = object()
+_BYTE = 2e-8  # seconds more for each byte of a command: Redis copies it, and other answers wait behind it
 
 
 class Link(asyncio.Protocol):
@@ -48,6 +49,7 @@ class Link(asyncio.Protocol):
         self._waiting: deque[tuple[asyncio.Future[Any], float]] = deque()
         self._reader = hiredis.Reader(notEnoughData=_NOTHING)
         self._timer: asyncio.TimerHandle | None = None
+        self._under_way = 0, 0  # bytes to be sent, and of an answer that is not whole, at the last look
         self._transport: asyncio.Transport
         # An empty context: it belongs to no request. As a task it is also told when the loop ends.
         self.task = self.loop.create_task(self._live(url), context=Context())
@@ -63,7 +65,7 @@ class Link(asyncio.Protocol):
         """
         packed = hiredis.pack_command(words)  # what cannot be sent must not wait for an answer: it would get another's
         future: asyncio.Future[Any] = self.loop.create_future()
-        due = self.loop.time() + (self._timeout if seconds is None else seconds)
+        due = self.loop.time() + (self._timeout if seconds is None else seconds) + len(packed) * _BYTE
         self._waiting.append((future, due))
         if self._timer is None:
             self._timer = self.loop.call_at(due, self._look, due)
@@ -115,13 +117,18 @@ class Link(asyncio.Protocol):
         if not self._waiting:
             return
         now, oldest = self.loop.time(), self._waiting[0][1]
+        under_way = self._transport.get_write_buffer_size(), self._reader.has_data() * self._reader.len()
         if now < oldest:
-            self._timer = self.loop.call_at(oldest, self._look, oldest)
+            again = oldest
         elif now - due > self._timeout / 4:  # this very loop was blocked, not Redis: the answer may lie ready
             again = now + self._timeout / 2
-            self._timer = self.loop.call_at(again, self._look, again)
+        elif any(under_way) and under_way != self._under_way:  # something big, and it moves
+            again = now + self._timeout
         else:
             self.close("timeout")
+            return
+        self._under_way = under_way
+        self._timer = self.loop.call_at(again, self._look, again)
 
     async def _live(self, url: str) -> None:
         connection: Any = None

@@ -36,7 +36,8 @@ class CacheClient(Commands):
     Args:
         url: ``redis://``, ``rediss://`` (TLS), ``unix://``, or for a cluster ``redis+cluster://`` or
             ``rediss+cluster://``; or a function that gives it whenever a connection is opened.
-        timeout: seconds that a call may take, connecting included.
+        timeout: seconds that a call may take, connecting included; with 20 ms more for each megabyte that is sent, and
+            as long as an answer keeps coming in.
         max_connections: of the face for plain functions; who finds all taken waits. Coroutines share a single one.
         observer: told what the breaker does.
         breaker: one of its own instead of ``Breaker(observer=observer)``.
