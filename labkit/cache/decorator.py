@@ -20,6 +20,7 @@ from labkit.cache.engine import Engine, Life
 from labkit.cache.events import Observer
 from labkit.cache.faces import Looping, Threading
 from labkit.cache.keys import KeyMaker
+from labkit.cache.near import NearCache
 from labkit.cache.strategies.aside import CacheAside
 from labkit.cache.strategies.base import Strategy
 from labkit.errors import CacheError
@@ -122,7 +123,7 @@ def cached(
     ttl: float | Any = 300,
     key_prefix: str = "",
     *,
-    client: CacheClient,
+    client: CacheClient | NearCache,
     strategy: Strategy | None = None,
     tags: Tags = (),
     who: Callable[..., Any] | None = None,

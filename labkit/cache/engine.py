@@ -76,7 +76,7 @@ class Engine:
 
     def glance(self, key: str, codec: Codec) -> tuple[Any] | None:
         """The fresh value that a ``NearCache`` has at hand. Without a flight: there is nothing to wait for."""
-        start = perf_counter()
+        start = perf_counter() if self.observer is not None else 0.0
         if (data := self.at_hand(key)) is None:  # type: ignore[misc]
             return None
         try:
@@ -87,8 +87,7 @@ class Engine:
         except Corrupt:
             return None  # ``obtain`` tells
         self.life.seen(key)
-        if self.observer is not None:
-            self._tell("hit", key, start)
+        self._tell("hit", key, start)
         return (result,)
 
     async def overwrite(self, key: str, call: Call) -> Any:

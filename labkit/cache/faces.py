@@ -15,6 +15,7 @@ from typing import Any
 
 from labkit.cache import locks
 from labkit.cache.client import CacheClient, Unavailable, finished
+from labkit.cache.near import NearCache
 
 
 class Looping:
@@ -24,7 +25,7 @@ class Looping:
         redis: the connection.
     """
 
-    def __init__(self, client: CacheClient) -> None:
+    def __init__(self, client: CacheClient | NearCache) -> None:
         self.redis = client
 
     def home(self) -> object:
@@ -66,7 +67,7 @@ class Looping:
 class Threading:
     """For plain functions, each call in its caller's thread. The same methods."""
 
-    def __init__(self, client: CacheClient) -> None:
+    def __init__(self, client: CacheClient | NearCache) -> None:
         self.redis = client.sync.commands
 
     def home(self) -> object:
