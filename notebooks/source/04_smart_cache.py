@@ -174,7 +174,7 @@ async def warm_up(read, visits, calls, seconds):
 
 
 # %% name="warm-figure" tags=["measure"]
-async def warm(client):
+async def before_opening(client):
     async def read(page):
         return await client.call("GET", f"/cached/users/{page}")
 
@@ -182,7 +182,7 @@ async def warm(client):
 
 
 lab.redis.command("FLUSHALL")
-lab.run(warm)
+lab.run(before_opening)
 warmed = lab.load("/cached/users/{id}", ids=today, requests=500, concurrency=1)
 display(warmed.plot_hit_rate(), lesson.actual("3", cold=100 * cold.hit_rate, warm=100 * warmed.hit_rate))
 
@@ -217,6 +217,10 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+
+from labkit.cache import cached
+from labkit.cache.adaptive import AdaptiveTTL
+from labkit.cache.warming import Hottest, warm
 
 
 # %% name="breaker" tags=["exercise"] exercise="4.3" minutes=12
@@ -316,11 +320,26 @@ display(lesson.calibration(), lesson.progress())
 # ## Más allá
 #
 # Adaptarse no siempre conviene. Si todas las páginas se visitan y cambian por igual, no hay nada que aprender y el
-# intento cuesta aciertos: lo muestra la primera celda. La segunda rompe Redis con botones; púlsalos mientras corre la
-# tercera, que mide diez segundos de visitas al cache del blog. **¿Cuántas peticiones fallan?**
+# intento cuesta aciertos: lo muestra la primera celda. La segunda usa las piezas ya hechas de `labkit`: un TTL
+# adaptativo, un observador que cuenta y un calentamiento. La tercera rompe Redis con botones; púlsalos mientras corre
+# la cuarta, diez segundos de visitas al cache del blog. **¿Cuántas peticiones fallan?**
 
 # %% name="equal" tags=["measure"]
 replay(lambda seed: zipf_traffic(seed, s=0, drift=0, every=(600, 600.1))).plot()
+
+# %% name="pieces" tags=["measure"]
+hot, path = Hottest(), "/smart/users/{user_id}"
+
+
+@lab.app.get(path)
+@cached(ttl=AdaptiveTTL(0.02), key_prefix="smart", client=lab.app.state.cache, observer=hot)
+async def smart_user(user_id: int):
+    return {"id": user_id}
+
+
+lab.load("/smart/users/{id}", ids=yesterday, requests=1_000)
+pages = [{"user_id": page} for page in range(1, 301)]
+lab.run(lambda _: warm(smart_user, pages, hot=hot, app=lab.app, path=path, calls=50))
 
 # %% name="switchboard" tags=["measure"]
 lab.switchboard()

@@ -14,7 +14,6 @@ import pandas as pd
 
 from labkit import plots
 from labkit._html import Safe, card
-from labkit._text import number
 from labkit.cache.adaptive import AdaptiveTTL
 from labkit.course.cards import words
 from labkit.replay import Floats, Traffic, _fixed
@@ -99,13 +98,14 @@ class TwoLives:
                 ax.plot(ratio, 100 * self.hits(ratio), shape, color=colour, markersize=10, label=label, zorder=3)
             ax.set(xlabel=words("lesson_04.lives_axis"), ylabel=words("lesson_04.lives_hits"))
             plots.numbers(ax.xaxis, log=True)
+            plots.numbers(ax.yaxis)
             ax.legend(loc="lower left")
 
         return plots.figure(draw, title=repr(self), alt=words("lesson_04.lives_alt", says=repr(self)), data=self.df)
 
     def __repr__(self) -> str:
         gain = 100 * (self.hits(self.best) - self.hits(1.0))
-        return words("lesson_04.lives", ratio=number(1 / self.best, ",.2g"), gain=gain)
+        return words("lesson_04.lives", percent=100 * self.best, gain=gain)
 
     def _repr_html_(self) -> Safe:
         return card(repr(self), plots.frame(self.df), symbol="●")

@@ -14,7 +14,7 @@ import pandas as pd
 from labkit import plots
 from labkit._html import Safe, card
 from labkit._text import duration
-from labkit.cache.client import CacheClient
+from labkit.cache.client import CacheClient, Unavailable
 from labkit.cache.near import NearCache
 from labkit.course.cards import words
 from labkit.errors import MeasurementError
@@ -43,20 +43,18 @@ class Nearness:
     wrong: int
 
     def plot(self) -> plots.Figure:
-        """The two medians as bars, on a logarithmic axis, beside how late a change arrives."""
+        """The two medians as bars, beside how late a change arrives."""
 
         def draw(ax: Any) -> None:
-            ax.barh(self.df["place"], self.df["seconds"], color=[plots.VERMILION, plots.BLUE, plots.GREY], height=0.6)
-            for y, seconds in enumerate(self.df["seconds"]):
-                text = duration(seconds)
-                ax.annotate(text, (seconds, y), (6, 0), textcoords="offset points", va="center", fontweight="bold")
-            plots.durations(ax.xaxis, log=True)
-            ax.set(xlabel=words("lesson_04.near_axis"), xlim=(self.near / 4, 6 * self.df["seconds"].max()))
-            ax.invert_yaxis()
-            ax.grid(False, axis="y")
+            colours = [plots.VERMILION, plots.BLUE, plots.GREY]
+            plots.bars(ax, list(self.df["place"]), list(self.df["seconds"]), colours, show=duration)
+            plots.durations(ax.xaxis)
+            ax.set(xlabel=words("lesson_04.near_axis"))
 
         title = repr(self)
-        return plots.figure(draw, title=title, alt=words("lesson_04.near_alt", says=title), data=self.df)
+        return plots.figure(
+            draw, title=title, alt=words("lesson_04.near_alt", says=title), data=self.df, size=(9.0, 2.4)
+        )
 
     def __repr__(self) -> str:
         return words("lesson_04.near", times=self.redis / self.near, late=duration(self.late))
@@ -77,10 +75,12 @@ def near_hits(lab: Lab) -> Nearness:
         async with CacheClient(url) as client, CacheClient(url) as other, NearCache(client, prefixes=[KEY]) as near:
             await client.set(KEY, "0" * 1_000)
             try:
-                await _within(READY, lambda: near.active, lambda: near.read(KEY))
-                await near.read(KEY)
+                await _within(READY, lambda: near.active, lambda: near.get(KEY))
+                await near.get(KEY)
                 redis, memory = await _median(client.read), await _median(near.read)
                 late = [await _change(other, near, str(number)) for number in range(CHANGES)]
+            except Unavailable:
+                raise MeasurementError(words("lesson_04.near_away")) from None
             finally:
                 await client.delete(KEY)
         known = [seconds for seconds in late if seconds is not None]

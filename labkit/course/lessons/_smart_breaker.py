@@ -65,6 +65,7 @@ class Trial:
 
     def __init__(self, ctx: Context, make: Callable[..., Any]) -> None:
         self.ctx, self.clock, self.store = ctx, Clock(), Store()
+        self.patience = 200  # hundredths of a second
         self.breaker = ctx.call(make, recovery=RECOVERY, clock=self.clock)
         ctx.require(inspect.iscoroutinefunction(getattr(self.breaker, "call", None)), "breaker_call")
 
@@ -80,7 +81,14 @@ class Trial:
                 answers.append(await self.once())
             except RedisError as error:
                 answers.append(error)
+            await self._settled()
         return answers, self.store.attempts - before
+
+    async def _settled(self) -> None:
+        """Let a probe behind the callers' backs end."""
+        while getattr(self.breaker, "state", None) == "half_open" and self.patience:
+            self.patience -= 1
+            await asyncio.sleep(0.01)
 
     async def failing(self, error: Exception, count: int = CALLS) -> int:
         """Requests while Redis is away: all must be answered; how many of them asked Redis."""
@@ -95,7 +103,7 @@ class Trial:
     def state(self, wanted: str) -> None:
         """What it says of itself."""
         state = getattr(self.breaker, "state", None)
-        self.ctx.require(state == wanted, "breaker_state", state=repr(state)[:40], wanted=wanted)
+        self.ctx.require(state == wanted, "breaker_state", says=repr(state)[:40], wanted=wanted)
 
     def wait(self, share: float = 1.01) -> None:
         """Let a part of the recovery time pass."""
@@ -198,7 +206,7 @@ async def _cancelled(trial: Trial) -> None:
     await asyncio.sleep(0)
     trial.wait()
     _, attempts = await trial.several()
-    trial.ctx.require(attempts, "breaker_cancelled", attempts=attempts, calls=CALLS, state=trial.breaker.state)
+    trial.ctx.require(attempts, "breaker_cancelled", attempts=attempts, calls=CALLS, says=trial.breaker.state)
 
 
 async def _not_redis(trial: Trial) -> None:
@@ -229,15 +237,15 @@ def _live(ctx: Context, make: Callable[..., Any], fault: str) -> int:
     """The Lab's Redis breaks and comes back; attempts that reached it meanwhile."""
     url, trial = ctx.lab.app.state.redis_url, Trial(ctx, make)
     with ctx.lab.fault(fault):
-        answers, reached = ctx.run(_asking, trial, url)
+        answers, reached = ctx.run(_asking, trial, url, TIMEOUT)
         failed = sum(isinstance(answer, RedisError) for answer in answers)
         kind = ctx.words(f"breaker_{fault}")
         ctx.require(not failed, "breaker_live_fails", failed=failed, calls=CALLS, kind=kind)
         ctx.require(reached == 1, "breaker_live", attempts=reached, calls=CALLS, kind=kind)
     with redis.Redis.from_url(url, socket_timeout=5) as client:
-        client.setex(KEY, 60, "kept")
+        client.set(KEY, "kept", ex=60)
         trial.wait()
-        answers, _ = ctx.run(_asking, trial, url)
+        answers, _ = ctx.run(_asking, trial, url, 5.0)
         client.delete(KEY)
     back = sum(answer == b"kept" for answer in answers)
     # A breaker that probes behind the callers' backs answers the first of them without Redis.
@@ -246,8 +254,8 @@ def _live(ctx: Context, make: Callable[..., Any], fault: str) -> int:
     return reached
 
 
-async def _asking(trial: Trial, url: str) -> tuple[list[Any], int]:
-    patient: dict[str, Any] = {"socket_timeout": TIMEOUT, "socket_connect_timeout": TIMEOUT}
+async def _asking(trial: Trial, url: str, timeout: float) -> tuple[list[Any], int]:
+    patient: dict[str, Any] = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
     client = Redis.from_url(url, retry=Retry(NoBackoff(), 0), **patient)
     ask: Callable[[], Awaitable[Any]] = lambda: client.get(KEY)  # noqa: E731
     store = trial.store

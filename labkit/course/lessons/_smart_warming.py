@@ -6,15 +6,14 @@ import asyncio
 import inspect
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import redis
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+from redis.retry import Retry
 
 from labkit.course.checks import Context, Verdict, almost, done
 from labkit.course.lessons._lives import visits
@@ -27,6 +26,7 @@ WAIT = 4.0
 """Seconds after which a warming that waits for a page without end is given up."""
 
 TIMEOUT = 0.2
+"""Seconds for which a read waits for a Redis that is down or frozen."""
 
 
 class Gone(Exception):
@@ -42,13 +42,17 @@ class Pages:
         given_up: whether it all took longer than ``WAIT``.
     """
 
-    def __init__(self, url: str, pause: float = 0.0, gone: Iterable[int] = (), endless: int = 0) -> None:
+    def __init__(
+        self, url: str, pause: float = 0.0, gone: Iterable[int] = (), endless: int = 0, timeout: float = 5.0
+    ) -> None:
         self.url, self.pause, self.gone, self.endless = url, pause, set(gone), endless
         self.mark = f"lesson-04:{secrets.token_hex(4)}:"
         self.asked, self.made = list[int](), list[int]()
         self.good = self.under_way = self.most = 0
         self.given_up = False
-        self._redis: Any = None
+        # In a thread: redis.asyncio waits by asyncio.wait_for, which on Python 3.11 may swallow a cancellation.
+        patient: dict[str, Any] = {"socket_timeout": timeout, "socket_connect_timeout": timeout}
+        self._redis = redis.Redis.from_url(url, retry=Retry(NoBackoff(), 0), **patient)
 
     async def read(self, page: int) -> str:
         """One page.
@@ -72,31 +76,28 @@ class Pages:
             raise Gone(f"page {page}")
         if page == self.endless:
             await asyncio.sleep(3600)
-        if (kept := await self._redis.get(f"{self.mark}{page}")) is not None:
+        if (kept := await asyncio.to_thread(self._redis.get, f"{self.mark}{page}")) is not None:
             return str(kept)
         self.made.append(page)
         await asyncio.sleep(self.pause)
-        await self._redis.setex(f"{self.mark}{page}", 60, f"page {page}")
+        await asyncio.to_thread(self._redis.set, f"{self.mark}{page}", f"page {page}", ex=60)
         return f"page {page}"
 
-    async def use(self, work: Callable[[], Any]) -> Any:
-        """Run something with a connection of this loop."""
-        patient: dict[str, Any] = {"socket_timeout": TIMEOUT, "socket_connect_timeout": TIMEOUT}
-        self._redis = Redis.from_url(self.url, retry=Retry(NoBackoff(), 0), **patient)
+    async def use(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """Run something, for a few seconds at most."""
         limit = asyncio.timeout(WAIT)
         try:
             async with limit:
-                return await work()
+                return await work
         finally:
             self.given_up = limit.expired()
-            await self._redis.aclose()
 
     def clear(self) -> None:
         """Delete what was kept."""
-        client = redis.Redis.from_url(self.url, socket_timeout=5)
-        for key in client.scan_iter(match=f"{self.mark}*", count=1000):
-            client.delete(key)
-        client.close()
+        with redis.Redis.from_url(self.url, socket_timeout=5) as client:
+            for key in client.scan_iter(match=f"{self.mark}*", count=1000):
+                client.delete(key)
+        self._redis.close()
 
 
 def check_4_2(ctx: Context, warm_up: Callable[..., Any]) -> Verdict:
@@ -121,11 +122,8 @@ def check_4_2(ctx: Context, warm_up: Callable[..., Any]) -> Verdict:
 def _run(ctx: Context, pages: Pages, warm_up: Callable[..., Any], *args: Any) -> Any:
     """Her function on these pages; a Redis error that she lets through becomes the caller's to judge."""
 
-    async def work() -> Any:
-        return await pages.use(lambda: ctx.call(warm_up, pages.read, *args))
-
     try:
-        return ctx.run(work)
+        return ctx.run(pages.use, ctx.call(warm_up, pages.read, *args))
     except TimeoutError:
         key = "warm_endless" if pages.given_up else "warm_timeout"
         raise almost(key, seconds=args[-1], waited=WAIT) from None
@@ -171,12 +169,12 @@ def _troubles(ctx: Context, url: str, warm_up: Callable[..., Any], yesterday: li
         ctx.require(told == 7, "warm_count", told=repr(told)[:40], good=7)
     most = round(SECONDS / PAUSE) + 1
     with _cleared(Pages(url, pause=PAUSE)) as pages:
-        _run(ctx, pages, warm_up, yesterday, 200, SECONDS)
+        _run(ctx, pages, warm_up, yesterday, 60, SECONDS)
         ctx.require(len(pages.asked) <= most, "warm_late", **_spent(pages, SECONDS, most))
     with _cleared(Pages(url, endless=ranked[0])) as pages:
         _run(ctx, pages, warm_up, yesterday, 10, SECONDS)
     for fault, seconds in (("redis_down", 2.0), ("redis_frozen", 0.5)):
-        with _cleared(Pages(url)) as pages, ctx.lab.fault(fault):
+        with _cleared(Pages(url, timeout=TIMEOUT)) as pages, ctx.lab.fault(fault):
             try:
                 told = _run(ctx, pages, warm_up, yesterday, 10, seconds)
             except RedisError as error:
