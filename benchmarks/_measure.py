@@ -31,6 +31,8 @@ PACKAGES = (
     "starlette",
     "sqlalchemy",
     "psycopg",
+    "redis",
+    "hiredis",
     "orjson",
     "httpx",
     "httpx2",
