@@ -24,7 +24,9 @@ NAMES = {
     "2.6": "CacheClient",
 }
 SETUP = ("imports", "client", "decorator", "naive", "parts")
-TRAPS = {  # what the untouched starter shows, and counts that must be in its sentence
+TRAPS: dict[
+    str, tuple[str, dict[str, object]]
+] = {  # what the untouched starter shows, and counts that must be in its sentence
     "2.1": ("worth_slowest", {"path": "/performance/slow-endpoint"}),
     "2.2": ("parts_session", {"asked": 8, "runs": 8, "keys": 8}),
     "2.3": ("key_first", {"foreign": 2, "asked": 3}),
@@ -223,10 +225,13 @@ KEYS: dict[str, tuple[str, Role, Swaps]] = {
         "starter",
         [("map(str, args[1:])", "(str(arg) for arg in args if arg is not None)")],
     ),
-    "the session by its value": (
-        "key_none",
-        "solution",
-        [("if name not in sessions", "if not (value is None or isinstance(value, Session) or name in sessions)")],
+    "values, one after the other": (
+        "key_positional",
+        "starter",
+        [
+            ("map(str, args[1:])", "(str(v) for v in args if type(v) in (int, str))"),
+            ("*key_parts(kwargs)", "*(str(v) for k, v in sorted(kwargs.items()) if type(v) in (int, str))"),
+        ],
     ),
     "no defaults": ("key_default", "solution", [("    bound.apply_defaults()\n", "")]),
     "by its name": ("key_by_name", "solution", [("parameter.annotation is Session", 'name == "db"')]),
@@ -284,8 +289,6 @@ ANSWERS: dict[str, tuple[str, Swaps]] = {
     "the time it took": ("answers_frozen", [("user.email}", 'user.email, "execution_time": 0.1}')]),
     "no email": ("answers_body", [(', "email": user.email', "")]),
     "no decorator": ("answers_bare", [('@cached(ttl=600, key_prefix="user")\n', "")]),
-    "no Depends": ("answers_declared", [("get_user_cached(user_id: int, db: Session = Depends(get_db))",
-                                         "get_user_cached(user_id: int, db: Session)")]),
 }  # fmt: skip
 
 
@@ -347,16 +350,20 @@ FLIGHTS: dict[str, tuple[str, str]] = {
     "an event, never set on failure": ("once_hangs", EVENT),
     "an event, nothing in the box": ("once_swallows", FINALLY),
 }
+CALLBACK = "add_done_callback(lambda task: under_way.pop(key, None))"
 TASKS: dict[str, tuple[str, Swaps]] = {
-    "never removed": ("once_forever", [("        under_way[key].add_done_callback(lambda task: under_way.pop(key, None))\n", "")]),
+    "never removed": ("once_forever", [(CALLBACK, "done()")]),
     "not shielded": ("once_leaves", [("asyncio.shield(under_way[key])", "under_way[key]")]),
     "one for all": ("once_mixed", [("[key]", "[0]"), ("if key not", "if 0 not"), (".pop(key", ".pop(0")]),
-    "noted too late": ("once_stampede", [("    if key not in", "    await asyncio.sleep(0.001) if key not in under_way else None\n    if True or key not in")]),
+    "noted too late": (
+        "once_stampede",
+        [("    if key not", "    busy = key in under_way\n    await asyncio.sleep(0.001)\n    if not busy or key not")],
+    ),
     "removed on success alone": (
         "once_poison",
-        [("lambda task: under_way.pop(key, None)", "lambda task: task.exception() or under_way.pop(key, None)")],
+        [("lambda task: under_way.pop", "lambda task: task.exception() or under_way.pop")],
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("key", "source"), FLIGHTS.values(), ids=FLIGHTS)
@@ -376,19 +383,38 @@ def test_a_lock_a_key_that_looks_again_is_done(notebook: Notebook) -> None:
 # --- 2.6 Redis is down
 
 
+BACK = "            return None\n"
 CLIENTS: dict[str, tuple[str, Swaps]] = {
     "only refused connections": ("down_frozen", [("redis.RedisError", "redis.ConnectionError")]),
     "Python's own exception": ("down_fails", [("redis.RedisError", "ConnectionError")]),
-    "get alone": ("down_some", [('self._ask("set", key', "self.client.set(key"), ('self._ask("delete", key)', "self.client.delete(key)")]),
+    "get alone": (
+        "down_some",
+        [('self._ask("set", key', "self.client.set(key"), ('self._ask("delete", key)', "self.client.delete(key)")],
+    ),
     "delete is forgotten": ("down_some", [('self._ask("delete", key)', "self.client.delete(key)")]),
-    "False for nothing": ("down_value", [('json.loads(self._ask("get", key) or "null")', 'json.loads(x) if (x := self._ask("get", key)) else (None if self.up() else False)'), ("    def _ask", "    def up(self):\n        return self._ask('ping') is not None\n\n    def _ask")]),
+    "False for nothing": (
+        "down_value",
+        [
+            (
+                'json.loads(self._ask("get", key) or "null")',
+                'self._ask("get", key) and json.loads(self._ask("get", key))',
+            ),
+            (BACK, "            return False\n"),
+        ],
+    ),
     "off": ("down_no_hits", [('self._ask("get", key) or', "None or")]),
     "delete does nothing": ("down_keeps", [('bool(self._ask("delete", key))', "False")]),
     "no time limit": ("down_patience", [("socket_timeout=0.2, ", "")]),
     "an empty dictionary for nothing": ("down_absent", [('or "null"', 'or "{}"')]),
     "no delete": ("down_methods", [("def delete", "def remove")]),
-    "away for ever": ("down_forever", [("        try:\n", "        if getattr(self, 'away', False):\n            return None\n        try:\n"), ("            return None\n", "            self.away = True\n            return None\n")]),
-}  # fmt: skip
+    "away for ever": (
+        "down_forever",
+        [
+            ("        try:\n", "        if getattr(self, 'away', False):\n            return None\n        try:\n"),
+            ("        except redis.RedisError:\n", "        except redis.RedisError:\n            self.away = True\n"),
+        ],
+    ),
+}
 
 
 @pytest.mark.parametrize(("key", "swaps"), CLIENTS.values(), ids=CLIENTS)
