@@ -105,7 +105,7 @@ class Bench:
             "await redis.asyncio.Redis.get, then json.loads",
             cases,
             [cache.name for cache in CACHES if cache.missing and cache.decorator],
-            seconds=10,
+            seconds=8,
         )
 
     def endpoints(self, size: str) -> list[Table]:
@@ -129,7 +129,7 @@ class Bench:
             "an endpoint with the same dependencies that gets the bytes by redis-py and sends them",
             cases,
             [cache.name for cache in CACHES if cache.missing],
-            seconds=10,
+            seconds=8,
         )
 
     def memory(self) -> Table:
@@ -158,7 +158,7 @@ class Bench:
             function = decorate(_user(_once(small)))
             self._check(function, small)
             cases.append(self.case(name, partial(function, 1)))
-        table = both("A hit in memory", "a look-up in a dict, from a coroutine", cases, missing, seconds=10)[0]
+        table = both("A hit in memory", "a look-up in a dict, from a coroutine", cases, missing, seconds=8)[0]
         for row in table.rows:
             if "NearCache" in row.name and row.name != f"{ours}, 1 KB":  # which is mostly orjson's time
                 row.goal, row.reached = f"<= {NEAR * 1e6:g} us", row.seconds <= NEAR
@@ -237,8 +237,8 @@ def main() -> None:
         loop.close()
         server.stop()
     introduction = (
-        "A hit with a real Valkey on this machine. CPU time is that of the thread in which all of it runs. From memory, "
-        "aiocache and cashews hand out the object itself: what one caller changes in it, the next one gets."
+        "A hit with a real Valkey on this machine. CPU time is that of the thread in which all of it runs. "
+        "From memory aiocache and cashews hand out the object itself: what one caller changes in it, the next one gets."
     )
     publish("cache", introduction, tables)
 
