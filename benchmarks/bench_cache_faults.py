@@ -10,8 +10,8 @@ from typing import Any
 
 from redis import Redis
 
-from benchmarks._cache_child import ALL, Child
-from benchmarks._caches import CACHES, Cache
+from benchmarks._cache_child import Child
+from benchmarks._caches import CACHES, CROWD, Cache
 from benchmarks._measure import QUICK, duration, publish
 from labkit.services import redis
 
@@ -97,12 +97,12 @@ def _well(child: Child, name: str, seconds: float) -> None:
 
 def crowds() -> list[list[str]]:
     """Rows: runs for many callers in one process, and in several, with the commands that Redis got for these."""
-    there = [cache.name for cache in ALL.values() if not cache.missing]
+    there = [cache.name for cache in CROWD if not cache.missing]
     server = redis.start()
     children = [Child(there, server.url, LIMIT) for _ in range(PROCESSES)]
     try:
         with Redis.from_url(server.url) as connection:
-            return [_crowd(children, cache, 10 * i, connection) for i, cache in enumerate(ALL.values())]
+            return [_crowd(children, cache, 10 * i, connection) for i, cache in enumerate(CROWD)]
     finally:
         for child in children:
             child.end()
