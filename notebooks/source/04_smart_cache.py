@@ -23,7 +23,7 @@
 #
 # - [ ] El TTL se ajusta automáticamente según la frecuencia de acceso
 # - [ ] El cache se calienta con los datos críticos (cache warming)
-# - [ ] Las fallas de Redis no llegan a quien visita
+# - [ ] Quien visita no nota las fallas de Redis
 
 # %% name="setup" tags=["setup"]
 import asyncio
@@ -64,11 +64,12 @@ display(found.plot(), lesson.actual("1", seconds=fixed["setting"], points=100 * 
 # Cada círculo es un TTL fijo; cada rombo, un TTL adaptativo que aprende de cada página. Ambos reciben el mismo
 # tráfico, reproducido con un reloj simulado. **¿Cuántas respuestas obsoletas cuesta, con un TTL fijo, el hit rate del
 # primer rombo?**
-#
+
+# %% [markdown] name="hot-text"
 # ## ¿Lo más visitado debe vivir más?
 #
 # Una portada recibe tantas visitas como cien páginas del archivo juntas. Todas cambian, en promedio, una vez por
-# hora. ¿Cuántas veces lo que vive una página del archivo debe vivir la portada?
+# hora. Si una página del archivo vive 1, ¿cuánto debe vivir la portada? (10 es diez veces más; 0,5, la mitad).
 
 # %% name="hot-predict" tags=["predict"]
 lesson.predict("2", times=10.0)
@@ -135,7 +136,7 @@ cold.plot_hit_rate()
 #
 # Dificultad: media · Importancia: alta · **8 minutos**
 #
-# `warm_up` lee páginas antes de abrir; `read` las deja en el cache. Lee las primeras por id. Corrígela:
+# `warm_up` lee páginas antes de abrir; `read` las deja en el cache. Aquí lee las primeras por id. Corrígela:
 #
 # - las más pedidas en `visits`, de mayor a menor y de una en una;
 # - a lo sumo `calls` lecturas y `seconds` segundos, aunque una no termine;
@@ -267,13 +268,12 @@ class Breaker:
 
 # %% name="guarded" tags=["setup"]
 patient = {"socket_timeout": 0.2, "socket_connect_timeout": 0.2, "retry": Retry(NoBackoff(), 0)}
-store, attempts = Redis.from_url(lab.redis.url, **patient), []
+store = Redis.from_url(lab.redis.url, **patient)
 
 
 @lab.app.get("/guarded/users/{user_id}")
 async def guarded(user_id: int, response: Response):
     async def ask():
-        attempts.append(user_id)
         return await store.get("greeting")
 
     async def otherwise():
@@ -293,7 +293,7 @@ display(frozen.plot(), lesson.actual("4", waited=frozen.waited))
 lesson.check("4.3", Breaker)
 
 # %% [markdown] name="near-text"
-# **En la figura, ¿cuándo vuelve el primer acierto?**
+# **¿Qué peticiones esperan todavía? ¿Y cuándo vuelve el primer acierto?**
 #
 # ## Más cerca que Redis
 #
@@ -345,4 +345,5 @@ lab.run(lambda _: warm(smart_user, pages, hot=hot, app=lab.app, path=path, calls
 lab.switchboard()
 
 # %% name="visited" tags=["measure"]
-lab.load("/cached/users/{id}", ids=today, rate=50, seconds=10).plot()
+visited = lab.load("/cached/users/{id}", ids=today, rate=50, seconds=10)
+display(visited.plot(), visited)

@@ -16,6 +16,7 @@ from labkit import plots
 from labkit._html import Safe, card
 from labkit.cache.adaptive import AdaptiveTTL
 from labkit.course.cards import words
+from labkit.errors import CourseError
 from labkit.replay import Floats, Traffic, _fixed
 
 ARCHIVE, EVERY, RATE, HOURS = 100, 3600.0, 0.2, 100.0
@@ -48,6 +49,8 @@ def chosen(choose: Choose, limited: Callable[[], AbstractContextManager[None]] =
     Args:
         choose: of accesses a second, changes a second and the budget that it raises and lowers: seconds.
         limited: around each call of it.
+
+    Its ``filled`` raises `CourseError` where that is no number.
     """
 
     class Chosen(AdaptiveTTL):
@@ -58,7 +61,7 @@ def chosen(choose: Choose, limited: Callable[[], AbstractContextManager[None]] =
             with limited():
                 life = choose(accesses, changes, self._theta)
             if not isinstance(life, Real) or isinstance(life, bool) or not math.isfinite(life):
-                raise TypeError(words("lesson_04.ttl_returned", what=repr(life)[:40]))
+                raise CourseError(words("lesson_04.ttl_returned", what=repr(life)[:40]))
             known.ttl = float(life)
             return known.ttl
 

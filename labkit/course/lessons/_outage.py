@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,13 +30,11 @@ class Outage:
     Attributes:
         df: one row a request: ``started_s``, ``elapsed_s``, ``outcome`` (status), ``x_cache``.
         begins, ends: of the outage, in seconds since the first request.
-        reached: attempts to ask Redis meanwhile.
     """
 
     df: pd.DataFrame
     begins: float
     ends: float
-    reached: int
 
     @property
     def during(self) -> pd.DataFrame:
@@ -83,15 +80,14 @@ class Outage:
         return card(repr(self), plots.frame(self.df), symbol="●")
 
 
-def outage(lab: Lab, path: str, reached: Callable[[], int] = lambda: 0) -> Outage:
+def outage(lab: Lab, path: str) -> Outage:
     """Send requests evenly for a few seconds, and freeze the Lab's Redis in the middle of them.
 
     Args:
         lab: whose Redis is frozen.
         path: of the requests.
-        reached: how often Redis has been asked so far.
     """
-    over, before = threading.Event(), reached()
+    over = threading.Event()
 
     def break_it() -> None:
         if not over.wait(BEGINS):
@@ -107,4 +103,4 @@ def outage(lab: Lab, path: str, reached: Callable[[], int] = lambda: 0) -> Outag
         thread.join()
     columns = {"started_s": found.started, "elapsed_s": found.elapsed, "outcome": found.outcomes}
     caches = found.caches or ("",) * found.requests
-    return Outage(pd.DataFrame(columns | {"x_cache": caches}), BEGINS, ENDS, reached() - before)
+    return Outage(pd.DataFrame(columns | {"x_cache": caches}), BEGINS, ENDS)
