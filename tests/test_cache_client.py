@@ -290,6 +290,24 @@ async def test_a_loop_in_another_thread_takes_over(client: CacheClient) -> None:
     assert await connections(client) == 1
 
 
+async def test_loops_at_once_do_not_disturb_one_another(client: CacheClient) -> None:
+    """As a cell's loop and the Lab's: neither breaks the other's connection off in the middle of a fill."""
+    start = threading.Barrier(2)
+
+    async def many() -> set[Any]:
+        await asyncio.to_thread(start.wait)
+        return {await client.get("k") for _ in range(200)}
+
+    async def served() -> int:
+        found = re.search(rb"total_connections_received:(\d+)", await client.call("INFO", "stats"))
+        return int(found[1]) if found else 0
+
+    await client.set("k", 1)
+    before = await served()
+    assert await asyncio.gather(many(), asyncio.to_thread(lambda: asyncio.run(many()))) == [{1}, {1}]
+    assert await served() - before == 1 and client.breaker.closed
+
+
 async def test_closed_and_used_again(client: CacheClient) -> None:
     await client.set("k", 1)
     others = asyncio.all_tasks() - {client._link.task if client._link else None}

@@ -51,7 +51,7 @@ class CacheClient(Commands):
     Raises:
         CacheError: if that is no such address.
 
-    An async context manager. It may be used from one event loop after another: each gets a connection of its own.
+    An async context manager. Several event loops may use it: each gets a connection of its own.
     """
 
     def __init__(
@@ -71,7 +71,8 @@ class CacheClient(Commands):
             self.address()
         self._debts = Debts(self.breaker.lock, self.prefixes)
         self._probing = threading.Lock()
-        self._link: Link | ClusterLink | None = None
+        self._link: Link | ClusterLink | None = None  # the one used last
+        self._links: dict[asyncio.AbstractEventLoop, Link | ClusterLink] = {}
         self._aside: set[Link | ClusterLink] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self.sync = SyncClient(Blocking(self, max_connections))
@@ -151,10 +152,13 @@ class CacheClient(Commands):
     async def _connected(self) -> Link | ClusterLink:
         """The connection of the running loop. The first caller opens it, the others wait for that."""
         self.use()
-        link = self._link
-        if link is None or link.closed or link.loop is not asyncio.get_running_loop():
-            self._leave()
-            link = self._link = self._open()
+        loop = asyncio.get_running_loop()
+        link = self._links.get(loop)
+        if link is None or link.closed:
+            for ended in [each for each in tuple(self._links) if each.is_closed()]:
+                self._links.pop(ended, None)
+            link = self._links[loop] = self._open()
+        self._link = link
         await asyncio.shield(link.opened)
         return link
 
@@ -189,8 +193,8 @@ class CacheClient(Commands):
 
     def _leave(self) -> list[Link | ClusterLink]:
         """Drop every connection, from whichever thread: nobody is served from them any more."""
-        left = [link for link in (self._link, *tuple(self._aside)) if link is not None]
-        self._link = None
+        left = [*self._links.values(), *self._aside]
+        self._link, self._links = None, {}
         for link in left:
             link.leave()
         return left
