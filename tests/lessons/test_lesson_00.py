@@ -44,6 +44,9 @@ WRONG = [
     ("only one name", "hello_same", ("Hola, {name}", "Hola, Ana")),
     ("another path", "hello_status", ("/hello/", "/hola/")),
     ("another name in the path", "hello_parameter", ("/{name}", "/{nombre}")),
+    ("a number in the path", "hello_parameter", ("name: str", "name: int")),
+    ("another method", "hello_method", ("app.get", "app.post")),
+    ("printed, not returned", "hello_nothing", ('return {"message": f"Hola, {name}"}', "name.upper()")),
     ("no decorator", "hello_not_declared", ("@lab.app", "# @lab.app")),
 ]
 

@@ -129,6 +129,15 @@ PROFILERS: list[tuple[str, str, Role, list[tuple[str, str]]]] = [
     ),
     ("no wraps", "profiler_no_wraps", "solution", [("    @wraps(func)\n", "")]),
     ("no result", "profiler_body", "solution", [("return await", "await")]),
+    ("no await", "profiler_not_awaited", "solution", [("return await", "return")]),
+    ("named arguments lost", "profiler_arguments", "solution", [("func(*args, **kwargs)", "func(*args)")]),
+    (
+        "one argument of its own",
+        "profiler_arguments",
+        "solution",
+        [("wrapper(*args, **kwargs)", "wrapper(db)"), ("func(*args, **kwargs)", "func(db)")],
+    ),
+    ("called at once", "profiler_no_wrapper", "solution", [("return wrapper", "return wrapper().close()")]),
     (
         "to stderr",
         "profiler_stderr",
@@ -221,7 +230,15 @@ SEARCHES = {
         "return {s.site: n for s, n in Counter((s) for s in statements[2:3]).items()}",
     ),
     "nothing": ("nplus1_none", "return {}"),
-    "no return": ("nplus1_not_dict", "times = Counter()"),
+    "only the first level": (
+        "nplus1_missing",
+        "return {k[0]: n for k, n in Counter((s.site, s.sql) for s in statements).items() if n > 99}",
+    ),
+    "place and SQL": (
+        "nplus1_keys",
+        "return {k: n for k, n in Counter((s.site, s.sql) for s in statements).items() if n >= least}",
+    ),
+    "no return": ("nplus1_no_return", "times = Counter()"),
 }
 
 

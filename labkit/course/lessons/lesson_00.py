@@ -26,8 +26,10 @@ def _greetings(ctx: Context) -> Verdict:
     for name in NAMES:
         reply = ctx.answer(f"/hello/{quote(name)}")
         ctx.require(reply.status != 422, "hello_parameter", name=name)
+        ctx.require(reply.status != 405, "hello_method", name=name)
         ctx.require(reply.status == 200, "hello_status", name=name, status=reply.status)
         body = reply.json
+        ctx.require(body is not None, "hello_nothing")
         ctx.require(isinstance(body, dict) and [*body] == ["message"], "hello_shape", got=repr(body)[:80])
         greetings.append(body["message"])
     ctx.require(not any("{" in str(greeting) for greeting in greetings), "hello_no_f", got=repr(greetings[0]))
