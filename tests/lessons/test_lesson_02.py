@@ -194,8 +194,8 @@ PARTS: dict[str, tuple[str, Swaps]] = {
         [('f"{name}:{value!r}"', 'f"{value!r}"')],
     ),
     "types in place of values": ("parts_shared", [("{value!r}", "{type(value)}")]),
-    "not sorted": ("parts_order", [("sorted(arguments.items())", "arguments.items()")]),
-    "one text": ("parts_type", [("return [", 'return ":".join('), ("Session)]", "Session))")]),
+    "not sorted": ("parts_order", [("sorted(kept.items())", "kept.items()")]),
+    "one text": ("parts_type", [("return [", 'return ":".join('), ("items())]", "items()))")]),
     "the session's class": ("parts_lost", [("not isinstance(value, Session)", 'hasattr(value, "real")')]),
 }
 

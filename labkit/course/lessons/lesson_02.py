@@ -197,5 +197,5 @@ def _load_row(row: Mapping[str, Any]) -> tuple[str, ...]:
         row["name"],
         *times,
         f"{number(100 * rate, '.1f')} %" if known and rate is not None else "-",
-        str(row["saved"]),
+        number(row["saved"]),
     )
