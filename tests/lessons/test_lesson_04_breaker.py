@@ -140,10 +140,20 @@ def test_each_wrong_breaker_has_a_sentence_of_its_own(
     assert judged.state == ("almost", key), judged.card
 
 
-def test_errors_that_only_a_real_redis_raises_are_told(notebook: Notebook) -> None:
-    """Who looks at the words of the false errors is found out by a Redis that is really frozen or down."""
-    swap = ("isinstance(error, RedisError)", "str(error) in ('frozen', 'down', '')")
-    assert notebook.check("4.3", notebook.version("4.3", swap)).state == ("almost", "breaker_live_fails")
+WORDS = "str(error) in ('frozen', 'down', '')"
+LIVE = {
+    "lets real errors through": ("breaker_live_fails", [("isinstance(error, RedisError)", WORDS)]),
+    "opens for false errors only": ("breaker_live", [(OPEN, f"            if {WORDS}:\n    {OPEN}")]),
+    "loses real answers": (
+        "breaker_live_back",
+        [("return answer", "return None if type(answer) is bytes else answer")],
+    ),
+}
+
+
+@pytest.mark.parametrize(("key", "swaps"), LIVE.values(), ids=LIVE)
+def test_what_only_a_real_redis_shows_is_told(notebook: Notebook, key: str, swaps: list[tuple[str, str]]) -> None:
+    assert notebook.check("4.3", notebook.version("4.3", *swaps)).state == ("almost", key)
 
 
 def test_a_probe_behind_the_callers_backs_is_done(notebook: Notebook) -> None:
