@@ -128,7 +128,7 @@ class LoopThread:
         try:
             home.post(begin)
             result, error = self._wait(home, job, box)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Stopped):  # Stopped: a check that was interrupted or took too long
             self._interrupted(home, job)
             raise
         if error is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -154,6 +155,29 @@ def test_a_check_that_hangs_is_ended() -> None:
     while {t for t in threading.enumerate() if t.name == "labkit-check"} - before:
         assert time.monotonic() < deadline, "the thread of the check still runs"
         time.sleep(0.01)
+
+
+def test_an_interrupt_ends_the_check_too() -> None:
+    """On Python 3.11 an interrupted ``Thread.join`` marks the thread as ended while it still runs."""
+    begun, ended = threading.Event(), threading.Event()
+
+    def endless(ctx: Context, thing: Any) -> Verdict:
+        try:
+            begun.set()
+            while True:
+                time.sleep(0.01)
+        finally:
+            ended.set()
+
+    def interrupt() -> None:
+        begun.wait(10)
+        time.sleep(0.2)  # until the caller waits for the check
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        judge(written("def total(items):\n    return 1\n"), endless)
+    assert ended.wait(10)
 
 
 def test_a_call_that_hangs_is_ended_long_before_the_check(monkeypatch: pytest.MonkeyPatch) -> None:

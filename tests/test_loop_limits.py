@@ -18,6 +18,7 @@ import anyio.to_thread
 import pytest
 
 from labkit._loop import LoopThread
+from labkit._threads import Stopped, stop
 from labkit.errors import RequestError, RequestTimeout
 from tests.looping import LIMIT, Context, answer, the_context, the_loop, until  # noqa: F401 (the fixtures)
 
@@ -225,11 +226,37 @@ def test_an_interrupt_frees_a_blocked_loop_too(loop: LoopThread, context: Contex
     assert context.steps == (["in"] if how == "spin" else ["in", "in"])
 
 
+def test_a_caller_that_is_stopped_leaves_nothing_behind(loop: LoopThread) -> None:
+    """A check runs in a thread of its own, which is stopped where it takes too long or the cell is interrupted."""
+    begun, ended = threading.Event(), threading.Event()
+
+    async def block() -> None:
+        begun.set()
+        try:
+            while True:
+                pass
+        finally:
+            ended.set()
+
+    def call() -> None:
+        with suppress(Stopped):
+            loop.run(block, 60, "GET /x")
+
+    caller = threading.Thread(target=call)
+    caller.start()
+    assert begun.wait(5)
+    stop(caller.ident or 0)
+    assert ended.wait(10), "the loop is freed long before the limit of the call"
+    caller.join()
+    assert loop.run(answer) == 42
+
+
 PROGRAM = """
     import asyncio, signal, sys, threading, time
     from contextlib import asynccontextmanager
     import anyio.to_thread
     from labkit._loop import LoopThread
+from labkit._threads import Stopped, stop
 
     @asynccontextmanager
     async def context(flights):

@@ -234,39 +234,40 @@ def _first_look(ctx: Context, thing: Any) -> Verdict | None:
 
 def _in_thread(ctx: Context, work: Callable[[], Verdict], limit: float) -> Verdict:
     box: list[Verdict] = []
+    over = threading.Event()  # not the thread's own join and is_alive: on Python 3.11 an interrupt makes these lie
 
     def target() -> None:
         try:
             box.append(work())
-        except Verdict as verdict:
-            box.append(verdict)
         except Stopped:
             pass
         except BaseException as error:  # a learner's sys.exit() must not pass as silence
-            box.append(_from_exception(error))
+            box.append(error if isinstance(error, Verdict) else _from_exception(error))
+        finally:
+            over.set()
 
     thread = threading.Thread(target=contextvars.copy_context().run, args=(target,), daemon=True, name="labkit-check")
     thread.start()
     try:
-        late = _watch(ctx, thread, limit)
+        late = _watch(ctx, over, limit)
     finally:
-        if thread.is_alive() and thread.ident:  # a loop in Python code is ended; a blocked C call is left behind
+        if not over.is_set() and thread.ident:  # a loop in Python code is ended; a blocked C call is left behind
             stop(thread.ident)
     if not box:
         return late
     return box[0] if isinstance(box[0], Verdict) else _from_exception(TypeError(f"no verdict: {box[0]!r}"))
 
 
-def _watch(ctx: Context, thread: threading.Thread, limit: float) -> Verdict:
+def _watch(ctx: Context, over: threading.Event, limit: float) -> Verdict:
     """Wait for a check until its time, or that of a call within it, is up; what to say in that case."""
     spent, within, call, last = 0.0, 0.0, ctx.calling, time.monotonic()
     while True:
-        thread.join(min(TICK, limit))
+        over.wait(min(TICK, limit))
         now = time.monotonic()
         passed, last = min(now - last, 2 * TICK), now
         spent += passed
         within, call = (within + passed if call is ctx.calling else 0.0), ctx.calling
-        if not thread.is_alive() or spent > limit:
+        if over.is_set() or spent > limit:
             return Verdict("error", "course.too_long", limit=limit)
         if call is not None and within > CALL_LIMIT:
             return Verdict("error", "course.call_too_long", limit=CALL_LIMIT)
@@ -284,8 +285,7 @@ def _card(ctx: Context, verdict: Verdict) -> Card:
     state: State = "todo" if ctx.untouched else verdict.state
     key = verdict.key if "." in verdict.key else f"{ctx.room}.{verdict.key}"
     message = words(key, **verdict.counts)
-    if ctx.untouched:
-        message = words("course.untouched", measured=message)
+    message = words("course.untouched", measured=message) if ctx.untouched else message
     hint_key = f"{key}_hint" if state in ("almost", "error") and has(f"{key}_hint") else ""
     return Card(
         verdict=state,
