@@ -29,8 +29,8 @@ def lab() -> Iterator[Lab]:
         ("/method", {"params": "a=b"}, r"params='a=b' no sirve: pasa un diccionario"),
         ("/method", {"params": 3}, r"params=3 no sirve"),
         ("/method", {"body": 3}, r"body=3 no sirve: pasa bytes o texto"),
-        ("/method", {"headers": {"a": "☃"}}, r"cabecera 'a': '☃' no se puede enviar.*quote"),
-        ("/method", {"headers": {3: "b"}}, r"cabecera 3: 'b' no se puede enviar"),
+        ("/method", {"headers": {"a": "☃"}}, r"encabezado 'a': '☃' no se puede enviar.*quote"),
+        ("/method", {"headers": {3: "b"}}, r"encabezado 3: 'b' no se puede enviar"),
     ],
 )
 def test_what_cannot_be_sent_is_explained(lab: Lab, path: Any, options: dict[str, Any], says: str) -> None:

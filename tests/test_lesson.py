@@ -150,6 +150,12 @@ def test_how_far_a_guess_was_off(guess: float, actual: float, factor: float | No
     assert predictions.Prediction("1", "x", guess, actual).factor == factor
 
 
+@pytest.mark.parametrize(("actual", "shown"), [(0.065, "154"), (0.65, "15"), (1051, "0,0095")])
+def test_how_far_off_is_written_as_people_write_numbers(actual: float, shown: str) -> None:
+    table = predictions.frame([predictions.Prediction("1", "x", 10, actual)], "lesson_00")
+    assert table[words("course.factor")][0] == shown
+
+
 def test_figures_are_drawn_with_and_without_guesses(lesson: Lesson) -> None:
     assert lesson.calibration().png().startswith(b"\x89PNG")
     unguessed = lesson.actual("2", queries=0)

@@ -149,7 +149,7 @@ def test_a_path_is_text_or_a_mix() -> None:
 def test_loads_stand_side_by_side() -> None:
     plain, cached = made([None, None]), made(["MISS", "HIT", "HIT", "STALE"])
     both = side_by_side({"sin cache": plain, "<con>": cached})
-    assert repr(both) == "<con>: 10,5 ms de media, 1,9 veces menos que sin cache (20,0 ms)"
+    assert repr(both) == "<con>: 10,5 ms en promedio, 1,9 veces menos que sin cache (20,0 ms)"
     rows = both.df.set_index("name")
     assert rows.loc["<con>", ["hit_rate", "hit", "stale", "miss", "saved"]].tolist() == [0.5, 2, 1, 1, 3]
     assert np.isnan(rows.loc["sin cache", "hit_rate"]) and rows.loc["sin cache", "mean_s"] == pytest.approx(0.02)
@@ -157,8 +157,8 @@ def test_loads_stand_side_by_side() -> None:
     figure = both.plot()
     assert len(figure.axes) == 2 and figure.png() and len(figure.alt.split()) >= 5
     alone = side_by_side({"a": plain})
-    assert repr(alone) == "a: 20,0 ms de media" and len(alone.plot().axes) == 1
-    assert repr(side_by_side({"a": plain, "b": plain})).startswith("Todas van parecido")
+    assert repr(alone) == "a: 20,0 ms en promedio" and len(alone.plot().axes) == 1
+    assert repr(side_by_side({"a": plain, "b": plain})).startswith("Todas tardan casi lo mismo")
 
 
 @pytest.mark.parametrize("bad", [{}, [], {"a": 1}, None])

@@ -114,6 +114,14 @@ def test_the_report_holds_table_figures_findings_interval_hints_and_predictions(
     assert len(re.findall(r"!\[", written)) == 2
 
 
+def test_too_few_pairs_have_no_interval_and_the_report_says_so(evidence: Evidence, folder: Path) -> None:
+    timing = stats.Ratio.of([0.9] * 3, [0.03] * 3)
+    evidence.keep("comparison", Comparison(("/slow", "/fast"), True, None, 1051, 2, timing, 0.5))
+    written = text(report.write(PLAN, evidence, folder).report)
+    assert f"| 1 | 30 ({words('report.no_interval')}) |" in written
+    assert f"| {words('report.promised')} |  | 0 % |" in written
+
+
 def test_the_report_is_written_in_the_language_of_the_lesson(evidence: Evidence, folder: Path) -> None:
     settings.set_language("en")
     evidence.keep("comparison", compared())

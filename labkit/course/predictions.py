@@ -118,7 +118,9 @@ def frame(found: list[Prediction], room: str) -> pd.DataFrame:
             words("course.value"): [label(room, item.name) for item in found],
             words("course.guess"): [_cell(item.guess) for item in found],
             words("course.measured"): [_cell(item.actual) for item in found],
-            words("course.factor"): [_cell(item.factor, ".2g") for item in found],
+            words("course.factor"): [
+                _cell(item.factor, ".2g" if (item.factor or 0) < 100 else ",.0f") for item in found
+            ],
         }
     )
 

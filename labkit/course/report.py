@@ -175,11 +175,12 @@ def _comparison(event: Event) -> Iterator[str]:
     times = [duration(m) if isinstance(m, float) and math.isfinite(m) else "-" for m in medians]
     before, after = [*times, "-", "-"][:2]
     ratio, low, high = (number(values[n], ",.3g") if n in values else "-" for n in ("ratio", "low", "high"))
+    interval = f"{low} - {high}" if "high" in values else words("report.no_interval")  # it has no end: too few pairs
     rows = [
         (words("report.statements"), number(values["statements_a"]), number(values["statements_b"])),
         (words("report.median"), before, after),
         (words("report.same_answer"), "", words("report.yes" if values["same_body"] else "report.no")),
-        (words("report.ratio"), "1", f"{ratio} ({low} - {high})"),
+        (words("report.ratio"), "1", f"{ratio} ({interval})"),
         (words("report.promised"), "", f"{number(100 * values.get('improvement', 0.0), '.0f')} %"),
         (words("report.latency"), *[f"{number(values.get('latency_ms', 0.0), 'g')} ms"] * 2),
     ]
