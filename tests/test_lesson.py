@@ -361,4 +361,7 @@ def test_every_exercise_of_the_course_has_a_check_and_four_rungs(project: Path) 
         for exercise in plan.exercises.values():
             assert callable(getattr(module, f"check_{exercise.slug}", None)), f"{name}: {exercise.id}"
             for rung in range(1, 5):
-                assert f"hint_{exercise.slug}_{rung}" in entries, f"{name}: {exercise.id}, rung {rung}"
+                hint = f"hint_{exercise.slug}_{rung}"
+                assert hint in entries, f"{name}: {exercise.id}, rung {rung}"
+                for lang in ("es", "en"):  # code has braces, which a sentence doubles
+                    assert words(f"{plan.room}.{hint}", lang=lang)

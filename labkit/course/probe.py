@@ -186,6 +186,8 @@ class Probe:
                 raise answer
             return answer
 
+        # As in a notebook: classes, and not their names, which this file's future import makes of them.
+        get_user.__annotations__ = {"user_id": int, "db": Session}
         # Another name at each probe: no key of an earlier one fits, even of a decorator that forgets its prefix.
         get_user.__name__ = get_user.__qualname__ = f"get_user_{self._mark}"
         return get_user
