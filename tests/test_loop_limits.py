@@ -256,7 +256,6 @@ PROGRAM = """
     from contextlib import asynccontextmanager
     import anyio.to_thread
     from labkit._loop import LoopThread
-from labkit._threads import Stopped, stop
 
     @asynccontextmanager
     async def context(flights):
