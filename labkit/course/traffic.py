@@ -139,7 +139,15 @@ class Strategies:
             axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 
         size = (9.0, 1.4 + 0.6 * len(results))
-        return plots.figure(draw, title=repr(self), alt=words("traffic.strategies_alt"), data=self.df, size=size)
+        return plots.figure(draw, title=self._finding, alt=words("traffic.strategies_alt"), data=self.df, size=size)
+
+    @property
+    def _finding(self) -> str:
+        if len(self.results) < 2:
+            return repr(self)
+        worst, *_, best = sorted(self.results, key=lambda result: result.hit_rate)
+        low, high = (number(result.hit_rate, ".1%") for result in (worst, best))
+        return words("traffic.strategies_title", worst=worst.name, low=low, best=best.name, high=high)
 
     def __repr__(self) -> str:
         return " · ".join(f"{result.name}: {number(result.hit_rate, '.1%')}" for result in self.results)
