@@ -253,6 +253,30 @@ def test_time_counts_only_where_it_is_clear(
     assert notebook.check("1.3", notebook.text("1.3", "solution")).state == state
 
 
+ROUTE = '@router.get("/fast-endpoint")\n'
+
+
+@pytest.mark.parametrize(
+    "route",
+    ["", '@router.get("/faster")\n', '@router.post("/fast-endpoint")\n', '@APIRouter().get("/fast-endpoint")\n'],
+    ids=["dropped", "another path", "another method", "a router that nobody included"],
+)
+def test_a_right_function_that_is_not_reached_at_its_path_is_told(notebook: Notebook, timed: None, route: str) -> None:
+    """The lesson goes on to measure the path, where the blog's own endpoint would answer."""
+    judged = notebook.check("1.3", notebook.version("1.3", (ROUTE, route)))
+    assert judged.state == ("almost", "fast_path")
+    assert "/performance/fast-endpoint" in judged.card.message and "include_router" in judged.card.hint
+
+
+def test_a_decorator_around_it_does_not_hide_that_it_is_hers(notebook: Notebook, timed: None) -> None:
+    above = (
+        "def same(f):\n    @wraps(f)\n    async def g(*a, **k):\n        return await f(*a, **k)\n    return g\n@same\n"
+    )
+    below = notebook.version("1.3", (ROUTE, f"{above.replace('@same', ROUTE + '@same')}"))
+    for source in (below, notebook.version("1.3", (ROUTE, above + ROUTE))):
+        assert notebook.check("1.3", source).state == ("done", "fast_done")
+
+
 def test_an_endpoint_that_hangs_ends_with_a_sentence(data: Path) -> None:
     with Lab(create_app(data_folder=data), redis=False, latency=0, time_limit=6) as lab:
         notebook = profiling(lab)

@@ -15,11 +15,15 @@ from labkit.blog import get_db, hidden, performance
 from labkit.comparison import difference
 from labkit.course.checks import Context, Verdict, almost
 from labkit.lab import Lab
+from labkit.profiling._endpoints import around, function_of
 from labkit.profiling.queries import record
 
 SLOW = "/performance/slow-endpoint?sleep_ms=0"
 PATH = "/check/fast-endpoint"
 """Where a learner's function is put, wherever (and whether) she has put it."""
+
+OWN = "/performance/fast-endpoint"
+"""Where the lesson measures it afterwards; the blog has an endpoint of its own there, which hers replaces."""
 
 LIMIT = 10.0
 """Seconds that an answer on the small hidden data may take."""
@@ -65,6 +69,22 @@ def ask(ctx: Context, lab: Lab) -> tuple[Reply, int]:
         raise Verdict("error", "course.endpoint_raised", path=PATH, code=str(reply.error))
     ctx.require(reply.status == 200, "fast_status", status=reply.status, body=reply.text[:200])
     return reply, rows
+
+
+def in_place(lab: Lab, endpoint: Callable[..., Any]) -> bool:
+    """Whether the application answers at ``OWN`` with the learner's function, below whatever decorates it."""
+    met: list[Callable[..., Any]] = []
+
+    def note(call: Callable[..., Any]) -> Callable[..., Any]:
+        met.append(function_of(call))
+        return call
+
+    async def once(client: Any) -> None:
+        with around(note):
+            await client.call("GET", OWN)
+
+    lab.run(once)
+    return function_of(endpoint) in met
 
 
 def sleeps(function: Callable[..., Any]) -> bool:

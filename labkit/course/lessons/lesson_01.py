@@ -185,6 +185,8 @@ def check_1_3(ctx: Context, fast_endpoint: Callable[..., Any]) -> Verdict:
     ctx.require(not _feed.sleeps(fast_endpoint), "fast_sleeps", **counts)
     needed = posts + len(expected["users"])
     ctx.require(rows <= ROWS * needed, "fast_rows", rows=rows, needed=needed, **counts)
+    with lab.latency(0):
+        ctx.require(_feed.in_place(lab, fast_endpoint), "fast_path", path=_feed.OWN, **counts)
     with _feed.hidden_lab(ctx, fast_endpoint, 20) as (small, _):
         compared = small.compare(_feed.SLOW, _feed.PATH, seconds=TIMED)
     if compared.verdict in ("slower", "equivalent"):
