@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from matplotlib.ticker import AutoLocator, FuncFormatter, LogLocator, MaxNLocato
 
 from labkit._html import FAINT, Safe, join, table, tag
 from labkit._text import duration, number, say
+from labkit.errors import LabkitError
 
 # Okabe and Ito's palette: told apart with any colour vision.
 BLUE, VERMILION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
@@ -33,6 +35,8 @@ PURPLE, SKY, BLACK = "#CC79A7", "#56B4E9", "#000000"
 GREY = "#8A8A8A"
 BEFORE, AFTER = VERMILION, BLUE
 _DEPTH, _LEAST = 12, 0.004  # of an icicle: rows at most, and the narrowest box as a fraction of the root
+
+_SHARES = ("gain", "high", "hit_rate", "hits", "low", "share", "stale")  # columns of a table, from 0 to 1
 
 # The style sheet acts through matplotlib's global settings: one thread at a time may change them.
 _drawing = threading.RLock()
@@ -119,19 +123,44 @@ def figure(
 
 
 def frame(data: pd.DataFrame, most: int = 30) -> Safe:
-    """A DataFrame as an escaped table with the numbers of the language, at most ``most`` rows."""
+    """A DataFrame as an escaped table in the words and numbers of the language, at most ``most`` rows.
+
+    Columns that the catalogue knows get its heading, others keep their name. Seconds (``*_s``) and milliseconds are
+    shown as durations, what is not there as a dash.
+    """
     numeric = [i for i, kind in enumerate(data.dtypes) if pd.api.types.is_numeric_dtype(kind)]
-
-    def show(value: Any) -> Any:
-        if isinstance(value, float):
-            return number(value, ",.3g") if abs(value) < 1000 else number(value, ",.0f")
-        return number(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-    rows = [[show(v) for v in row] for row in data.head(most).astype(object).values.tolist()]
-    shown, rest = table(list(data.columns), rows, numeric), len(data) - most
+    names = list(map(str, data.columns))
+    cells = data.head(most).astype(object).values.tolist()
+    rows = [[_cell(name, value) for name, value in zip(names, row, strict=True)] for row in cells]
+    shown, rest = table(list(map(_heading, names)), rows, numeric), len(data) - most
     if rest <= 0:
         return shown
     return join([shown, tag("div", say("plots.more_rows", rest=rest), f"color:{FAINT};font-size:12px")])
+
+
+def _heading(name: str) -> str:
+    try:
+        return say(f"plots.column_{name}")
+    except LabkitError:
+        return name
+
+
+def _cell(name: str, value: Any) -> Any:
+    if pd.isna(value) is True:
+        return "–"
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return value
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    if name in ("seconds", "time") or (name.endswith("_s") and not name.endswith("_per_s")):
+        return duration(value) if value else "0 s"
+    if name == "ms" or name.endswith("_ms"):
+        return duration(value / 1e3) if value else "0 s"
+    if isinstance(value, int):
+        return number(value)
+    if name in _SHARES:
+        return number(value, ".1%")
+    return number(value, ",.3g") if abs(value) < 1000 else number(value, ",.0f")
 
 
 @dataclass(frozen=True, slots=True)

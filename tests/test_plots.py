@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import re
 import threading
 from typing import Any
@@ -104,10 +105,45 @@ def test_numbers_of_axes_and_tables_follow_the_language(monkeypatch: pytest.Monk
         figure.png()
         return {label.get_text() for label in figure.axes[0].get_xticklabels()}
 
-    data = pd.DataFrame({"seconds": [1234.5, 0.12345], "n": [1051, 2], "ok": [True, False]})
+    data = pd.DataFrame({"weight": [1234.5, 0.12345], "n": [1051, 2], "ok": [True, False]})
     assert "2.000" in labels() and "1.234" in plots.frame(data) and "0,123" in plots.frame(data)
     monkeypatch.setenv("LABKIT_LANG", "en")
     assert "2,000" in labels() and "0.123" in plots.frame(data)
+
+
+def cells(html: str, name: str = "td") -> list[str]:
+    return re.findall(rf"<{name}\b[^>]*>([^<]*)", html)
+
+
+def test_headings_of_tables_are_in_the_language_and_the_data_keeps_its_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = pd.DataFrame({"path": ["/a"], "median_s": [0.5], "<mine>": [1], 7: [2]})
+    assert cells(plots.frame(data), "th") == ["ruta", "mediana", "&lt;mine&gt;", "7"]
+    monkeypatch.setenv("LABKIT_LANG", "en")
+    assert cells(plots.frame(data), "th") == ["path", "median", "&lt;mine&gt;", "7"]
+    assert list(data.columns) == ["path", "median_s", "<mine>", 7]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "shown"),
+    [
+        ("median_s", 6.5e-05, "65,0 µs"),
+        ("seconds", 1.25, "1,25 s"),
+        ("from_s", 0.0, "0 s"),
+        ("ms", 340.0, "340 ms"),
+        ("start_ms", 0.065, "65,0 µs"),
+        ("low_s", -math.inf, "−∞"),
+        ("high_s", math.inf, "∞"),
+        ("median_s", math.nan, "–"),
+        ("x_cache", None, "–"),
+        ("hit_rate", 0.876, "87,6 %"),
+        ("stale", 1051, "1.051"),
+        ("accesses_per_s", 12.5, "12,5"),
+        ("ok", True, "True"),
+        ("code", "6.5e-05", "6.5e-05"),
+    ],
+)
+def test_values_of_tables_are_legible(name: str, value: object, shown: str) -> None:
+    assert cells(plots.frame(pd.DataFrame({name: [value]}))) == [shown]
 
 
 def test_long_tables_say_how_much_is_left_out() -> None:

@@ -66,7 +66,8 @@ class SourceReport:
 
         panels, size = len(self.drawn), (11, 1.6 + 0.4 * len(top))
         alt = say(f"profiling.{self.room}_alt", label=self.label)
-        return plots.figure(draw, title=self.says, alt=alt, data=self.df, size=size, panels=panels)
+        data = self.df.rename(columns={"hits": "runs"})  # elsewhere hits are those of a cache
+        return plots.figure(draw, title=self.says, alt=alt, data=data, size=size, panels=panels)
 
     @property
     def says(self) -> str:
