@@ -175,3 +175,5 @@ async def test_html_is_escaped_and_figure_has_alt() -> None:
     assert "<script>" not in html and "&lt;script&gt;" in html and "rgba(213,94,0," in html
     figure = report.plot()
     assert len(figure.alt.split()) >= 5 and figure.table is not None and figure.png().startswith(b"\x89PNG")
+    assert {label.get_text().split()[-1] for label in figure.axes[0].get_xticklabels()} <= {"0", "µs", "ms", "s"}
+    assert list(figure.table)[2] == "runs" and report.df.columns[2] == "hits", "hits are a cache's in other tables"

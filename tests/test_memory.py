@@ -165,4 +165,6 @@ async def test_views() -> None:
     figure = report.plot()
     assert len({panel.get_xlim() for panel in figure.axes}) == 1, "bars of both panels may be compared"
     assert len(figure.alt.split()) >= 5 and figure.png().startswith(b"\x89PNG")
+    for panel in figure.axes:
+        assert panel.get_xlabel().endswith("(MiB)") and all(label.get_text() for label in panel.get_xticklabels())
     assert "MiB" in report._repr_html_() and "GET /waits" in repr(report)

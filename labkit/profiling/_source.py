@@ -36,6 +36,7 @@ class SourceReport:
 
     shown: ClassVar[Mapping[str, Callable[[float], str]]]
     drawn: ClassVar[tuple[str, ...]]
+    axis: ClassVar[staticmethod[..., None]]
     room: ClassVar[str]
 
     @property
@@ -59,7 +60,7 @@ class SourceReport:
             for ax, column in zip(given if panels > 1 else [given], self.drawn, strict=True):
                 plots.bars(ax, names, top[column].clip(lower=0).tolist(), show=self.shown[column])
                 ax.set_xlabel(say(f"profiling.axis_{column}"))
-                ax.xaxis.set_ticklabels([])
+                self.axis(ax.xaxis)
                 # One scale, so that the panels may be compared.
                 ax.set_xlim(0, 1.25 * max(1e-12, top[list(self.drawn)].to_numpy().max()))
                 names[:] = [""] * len(names)  # beside the first panel alone

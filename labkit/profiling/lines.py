@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
+from labkit import plots
 from labkit._text import duration, number, say
 from labkit.profiling import _endpoints
 from labkit.profiling._source import SourceReport, by_line
@@ -29,6 +30,7 @@ class LineReport(SourceReport):
 
     shown: ClassVar = {"time": duration, "share": lambda share: number(share, ".1%")}
     drawn = ("time",)
+    axis = staticmethod(plots.durations)
     room = "lines"
 
     @property

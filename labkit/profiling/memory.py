@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 import memory_profiler
 import pandas as pd
 
+from labkit import plots
 from labkit._text import number, say
 from labkit.profiling import _endpoints
 from labkit.profiling._source import SourceReport, by_line
@@ -51,6 +52,7 @@ class MemoryReport(SourceReport):
 
     shown: ClassVar = {"increment": _mib, "kept": _mib}
     drawn = ("increment", "kept")
+    axis = staticmethod(plots.numbers)
     room = "memory"
 
     @property
