@@ -88,7 +88,7 @@ def test_who_stalls_is_not_waited_for_and_the_wait_counts() -> None:
 def test_a_cap_is_kept_and_reported() -> None:
     result = load(client := Client(pause=0.02), rate=1000, requests=20, concurrency=2)
     assert (result.requests, client.most) == (20, 2)
-    assert result.capped == 18 and "18 esperaron por el límite de 2 a la vez" in repr(result)
+    assert result.capped == 18 and "por el límite de 2 a la vez: 18" in repr(result)
     assert "▲" in result._repr_html_()
     assert result.elapsed[-1] >= 9 * 0.02 - 0.02, "nine pairs were ahead of the last, which was due at 0,019"
     assert load(Client(pause=0.02), rate=1000, requests=20).capped == 0

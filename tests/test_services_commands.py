@@ -86,7 +86,7 @@ def test_tables_cards_and_lines(server: Any, plain: client.Redis) -> None:
     card = seen._repr_html_()
     assert "&lt;k0&gt;" in card
     assert "<k0>" not in card
-    assert "Otros 6 en .df." in card
+    assert "En .df hay más: 6." in card
     assert json.dumps(card)
 
 

@@ -44,8 +44,9 @@ lesson
 # ## ¿Cuánto vale un cache?
 #
 # `/users/{id}` lee la base de datos en cada petición; `/cached/users/{id}` guarda su respuesta en Redis. Llegan 2.000
-# peticiones por 300 usuarios: unos pocos muy visitados y la mayoría casi nunca (ley de Zipf). ¿Qué porcentaje
-# responderá el cache? ¿Cuántas veces más rápido será, en la mediana? Cambia los números por tu predicción.
+# peticiones, repartidas entre 300 usuarios: unos pocos muy visitados y la mayoría casi nunca (ley de Zipf). ¿Qué
+# porcentaje responderá el cache (su **hit rate**)? ¿Cuántas veces más rápido será, en la mediana? Cambia los números
+# por tu predicción.
 
 # %% name="predict" tags=["predict"]
 lesson.predict("1", hit_rate=50, ratio=100)
@@ -60,9 +61,10 @@ display(first.plot(), lesson.actual("1", hit_rate=100 * good.hit_rate, ratio=rat
 # %% [markdown] name="monitor-text"
 # **¿Por qué no llega al 100 %, si en Redis sobra espacio?**
 #
-# Ese cache ya está bien hecho. Abajo, tras olvidar al usuario 7, lo que Redis recibe con dos peticiones iguales, como
-# lo muestra `redis-cli monitor`. La primera no encuentra nada, calcula y guarda con scripts (`EVALSHA`); la segunda
-# solo lee. `X-Cache` dice si fue `HIT` o `MISS`; `TTL`, cuántos segundos le quedan a la clave.
+# Ese cache ya está bien hecho. Abajo se borra la respuesta del usuario 7 y se pide dos veces; la tabla es lo que recibe
+# Redis, como en `redis-cli monitor`. La primera petición no encuentra nada, calcula y guarda con scripts (`EVALSHA`);
+# la segunda solo lee. `X-Cache` dice si fue un acierto (`HIT`) o un fallo (`MISS`); `TTL`, cuántos segundos de vida le
+# quedan a la clave.
 
 # %% name="monitor" tags=["measure"]
 lab.delete("/cached/cache/user/7")
@@ -81,7 +83,7 @@ lab.redis.command("TTL", sent["key"].iloc[0])
 #
 # La tabla trae el costo, que se mide aquí, y un minuto normal: cuántas veces se pide cada respuesta, cuántas cambia y
 # si es personal. La función elige la ruta más lenta. Corrígela: que elija todas las que un cache compartido puede
-# servir y donde ahorra al menos 100 ms de trabajo por minuto.
+# servir y en las que ahorra al menos 100 ms de trabajo por minuto.
 
 # %% name="imports" tags=["setup"]
 import asyncio
@@ -143,7 +145,7 @@ display(worth_caching(endpoints), lesson.check("2.1", worth_caching))
 # ## El cache del curso, por dentro
 #
 # Un cliente, un decorador y piezas pequeñas. Todo corre, y casi todo está mal. El decorador busca cada pieza por su
-# nombre en cada llamada: cuando la vuelvas a declarar en un ejercicio, usará la tuya.
+# nombre en cada llamada: cuando vuelvas a declarar una en un ejercicio, usará la tuya.
 
 
 # %% name="client" tags=["setup"]
@@ -217,8 +219,8 @@ lab.app.include_router(router)
 #
 # Dificultad: media · Importancia: alta · **7 minutos**
 #
-# `key_parts` arma la clave con los argumentos del endpoint. Uno de ellos es otro en cada petición y no dice nada de lo
-# que se pregunta. Corre la celda y la que sigue: dos peticiones iguales, ¿cuántas claves? Corrígela.
+# `key_parts` arma la clave con los argumentos del endpoint. Uno de ellos es distinto en cada petición y no dice nada de
+# lo que se pregunta. Corre la celda y la que sigue: dos peticiones iguales, ¿cuántas claves? Corrígela.
 
 
 # %% name="parts" tags=["exercise"] exercise="2.2" file="cache/decorators.py" minutes=7
@@ -283,7 +285,7 @@ lesson.check("2.3", generate_cache_key)
 #
 # Pide un usuario que no existe: responde 200, y ese «no existe» queda guardado diez minutos, aunque el usuario se
 # registre un segundo después. Además, cada acierto dice `"cached": false`, porque devuelve la copia de la primera vez;
-# eso va en una cabecera, como `X-Cache`. Corrige las dos cosas en `get_user_cached`.
+# eso va en un encabezado, como `X-Cache`. Corrige las dos cosas en `get_user_cached`.
 
 
 # %% name="answers" tags=["exercise"] exercise="2.4" file="cache/cached_endpoints.py" minutes=5
@@ -332,8 +334,8 @@ display([lab.get("/cached/users/999999").status for _ in range(2)], lesson.check
 # Dificultad: alta · Importancia: alta · **7 minutos**
 #
 # Vence la clave más visitada y llegan 50 peticiones a la vez. Ninguna la encuentra y las 50 calculan lo mismo.
-# `run_once(key, run)` recibe la clave y la función que calcula y guarda. Corrígela: un cálculo por clave, los demás
-# esperan su resultado. Claves distintas no se esperan entre sí, y un fallo no se queda guardado.
+# `run_once(key, run)` recibe la clave y la función que calcula y guarda. Corrígela: un solo cálculo por clave, y las
+# demás peticiones esperan su resultado. Claves distintas no se esperan entre sí, y un error no se guarda.
 
 
 # %% name="once" tags=["exercise"] exercise="2.5" file="cache/decorators.py" minutes=7
@@ -366,7 +368,7 @@ lesson.check("2.5", run_once)
 #
 # Un cache es una mejora, no un requisito. Abajo se apaga Redis, y luego se congela: la conexión sigue abierta y nadie
 # contesta. Todas las peticiones fallan, aunque la base de datos esté bien. Corrige el cliente: sin Redis, `get` no
-# encuentra nada, `set` y `delete` no hacen nada, y nadie se entera.
+# encuentra nada, `set` y `delete` no hacen nada, y quien visita no lo nota.
 
 
 # %% name="down" tags=["exercise"] exercise="2.6" file="cache/redis_setup.py" minutes=5
@@ -425,9 +427,9 @@ display(lab.switchboard(), lesson.check("2.6", CacheClient))
 #
 # Los botones rompen Redis de verdad: pruébalos mientras corre una celda.
 #
-# Tu decorador recibe ahora el tráfico estándar: 2.000 peticiones por 300 usuarios y una actualización cada 100. Una
-# respuesta vieja o ajena cuenta como fallo. ¿Qué hit rate tendrá? Al lado, el mismo tráfico con las estrategias de
-# `labkit` y un TTL de medio segundo.
+# Tu decorador recibe ahora el tráfico estándar: 2.000 peticiones entre 300 usuarios y una actualización cada 100. Una
+# respuesta obsoleta (anterior al último cambio) o ajena (de otro usuario) cuenta como fallo. ¿Qué hit rate tendrá? Al
+# lado, el mismo tráfico con las estrategias de `labkit` y un TTL de medio segundo.
 
 # %% name="traffic-predict" tags=["predict"]
 lesson.predict("2", hit_rate=70)
@@ -448,10 +450,10 @@ found = Strategies((traffic, *found.results, standard_traffic(lab, caches["aside
 display(lesson.keep("strategies", found).plot(), lesson.actual("2", hit_rate=100 * traffic.hit_rate))
 
 # %% [markdown] name="strategies-text"
-# **¿Qué parte de lo que falta para el 100 % no la puede ganar ningún cache?**
+# **De lo que falta para el 100 %, ¿qué parte no puede ganar ningún cache?**
 #
 # - `aside` (cache-aside): la clave vence y alguien espera
-# - `stale` (stale-while-revalidate): se sirve el valor viejo mientras se calcula el nuevo
+# - `stale` (stale-while-revalidate): se sirve el valor vencido mientras se calcula el nuevo
 # - `early` (early refresh): se recalcula un poco antes de vencer
 # - `write` (write-through): quien escribe deja el valor nuevo en el cache
 #

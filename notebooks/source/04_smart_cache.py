@@ -44,12 +44,12 @@ lesson
 # %% [markdown] name="predict-text"
 # ## ¿Cuánto debe vivir una respuesta?
 #
-# Un TTL largo da más aciertos y más respuestas **obsoletas**: anteriores al último cambio. Imagina 300 páginas y 5
-# visitas por segundo. Unas pocas páginas reciben casi todas las visitas, y cada una cambia a su ritmo: de una vez cada
-# 10 segundos a una vez al día.
+# Un TTL (tiempo de vida) largo da más aciertos y más respuestas **obsoletas**: anteriores al último cambio. Imagina 300
+# páginas y 5 visitas por segundo. Unas pocas reciben la mayoría de las visitas. Cada una cambia a su ritmo: de una vez
+# cada 10 segundos a una vez al día.
 #
 # Se tolera un 2 % de respuestas obsoletas. ¿Cuál es el mejor TTL fijo, en segundos? ¿Cuántos puntos de hit rate suma
-# un TTL distinto para cada página?
+# un TTL por página?
 
 # %% name="predict" tags=["predict"]
 lesson.predict("1", seconds=300, points=2)
@@ -62,8 +62,8 @@ display(found.plot(), lesson.actual("1", seconds=fixed["setting"], points=100 * 
 
 # %% [markdown] name="actual-text"
 # Cada círculo es un TTL fijo; cada rombo, un TTL adaptativo que aprende de cada página. Ambos reciben el mismo
-# tráfico, reproducido con un reloj simulado. **¿Cuántas respuestas obsoletas cuesta, con un TTL fijo, el hit rate del
-# primer rombo?**
+# tráfico, reproducido con un reloj simulado. **Con un TTL fijo, ¿qué porcentaje de respuestas obsoletas cuesta el hit
+# rate del primer rombo?**
 
 # %% [markdown] name="hot-text"
 # ## ¿Lo más visitado debe vivir más?
@@ -86,9 +86,9 @@ display(lives.plot(), lesson.actual("2", times=lives.best))
 #
 # Dificultad: media · Importancia: alta · **8 minutos**
 #
-# `choose_ttl` sigue la creencia popular: lo más pedido vive más. Corrígela. `budget` es un presupuesto de respuestas
-# obsoletas que sube cuando sobra y baja cuando falta. Debe superar al TTL fijo en dos tráficos y devolver segundos
-# entre `shortest` y `longest`.
+# `choose_ttl` sigue la creencia popular: lo más pedido vive más. Corrígela. `budget` es cuántas respuestas obsoletas
+# puede dar cada copia; se ajusta solo, hasta cumplir el objetivo. Tu función debe superar al TTL fijo en dos tráficos y
+# devolver segundos entre `shortest` y `longest`.
 
 
 # %% name="ttl" tags=["exercise"] exercise="4.1" minutes=8
@@ -117,7 +117,7 @@ lesson.check("4.1", choose_ttl)
 # %% [markdown] name="cold-text"
 # ## Un Redis vacío
 #
-# Redis se reinicia y pierde todo. La celda lo vacía y repite las primeras 500 visitas de hoy a 300 páginas. ¿Qué
+# Redis se reinicia y pierde todo. La celda lo vacía y hace las primeras 500 visitas de hoy, a 300 páginas. ¿Qué
 # porcentaje responde el cache? ¿Y si antes se leen las 50 páginas más visitadas de ayer?
 
 # %% name="cold-predict" tags=["predict"]
@@ -139,8 +139,8 @@ cold.plot_hit_rate()
 # `warm_up` lee páginas antes de abrir; `read` las deja en el cache. Aquí lee las primeras por id. Corrígela:
 #
 # - las más pedidas en `visits`, de mayor a menor y de una en una;
-# - a lo sumo `calls` lecturas y `seconds` segundos, aunque una no termine;
-# - si una lectura falla, sigue con la próxima;
+# - a lo sumo `calls` lecturas y `seconds` segundos, aunque una lectura no termine;
+# - si una falla, sigue con la próxima;
 # - devuelve cuántas salieron bien.
 
 
@@ -193,9 +193,9 @@ lesson.check("4.2", warm_up)
 # %% [markdown] name="outage-text"
 # ## Cuando Redis deja de responder
 #
-# Un Redis apagado rechaza la conexión enseguida. Uno **congelado** es peor: acepta y calla. Aquí cada consulta se
-# rinde a los 200 ms. La figura viene después del ejercicio: 20 peticiones por segundo, y Redis congelado durante dos
-# segundos. ¿Cuántas de esas 40 peticiones esperarán en vano?
+# Un Redis apagado rechaza la conexión enseguida. Uno **congelado** es peor: acepta y calla. Aquí se deja de esperar a
+# los 200 ms. La figura viene después del ejercicio y usa tu código: 20 peticiones por segundo, y Redis congelado
+# durante dos segundos. ¿Cuántas de esas 40 peticiones esperarán en vano?
 
 # %% name="outage-predict" tags=["predict"]
 lesson.predict("4", waited=5)
@@ -205,12 +205,13 @@ lesson.predict("4", waited=5)
 #
 # Dificultad: alta · Importancia: alta · **12 minutos**
 #
-# `call` pregunta con `ask` y, si Redis falla, responde con `otherwise`. Pero no aprende. Dale tres estados:
+# `call` pregunta con `ask` y, si Redis falla, responde con `otherwise`. Pero no aprende. Dale tres estados, con
+# nombres de interruptor eléctrico:
 #
-# - `closed`: se pregunta a Redis. A la **primera** falla, `open`.
-# - `open`: nadie le pregunta durante `recovery` segundos de `self.clock()`.
-# - `half_open`: **una sola** petición prueba. Si resulta, `closed`; si no, `open` otra vez. Las demás responden sin
-#   esperarla.
+# - `closed` (cerrado): se pregunta a Redis. A la **primera** falla, `open`.
+# - `open` (abierto): nadie le pregunta durante `recovery` segundos de `self.clock()`.
+# - `half_open` (semiabierto): **una sola** petición prueba. Si resulta, `closed`; si no, `open` otra vez. Las demás
+#   responden sin esperarla.
 
 # %% name="imports" tags=["setup"]
 from fastapi import Response
@@ -299,7 +300,7 @@ lesson.check("4.3", Breaker)
 #
 # Aun con Redis sano, cada acierto cuesta un viaje. Un cache **cercano** guarda la respuesta en la memoria del proceso,
 # y Redis le avisa de cada cambio (`CLIENT TRACKING`). ¿Cuántas veces más rápido será? ¿Cuántos milisegundos tardará
-# en enterarse de un cambio que hizo otro proceso?
+# en enterarse de un cambio que hizo otro cliente?
 
 # %% name="near-predict" tags=["predict"]
 lesson.predict("5", ratio=5, milliseconds=100)
