@@ -75,6 +75,8 @@ class Home:
         started: gets None once the context is entered, or the exception that it raised.
         ending: what the end of the context raised.
         lost: whether the thread was given up.
+        over: set when the thread is at its end. To be asked rather than the thread's own ``is_alive``, which lies on
+            Python 3.11 once an interrupt broke off a ``join``.
         left: what could be stopped neither in its worker thread nor in its task.
     """
 
@@ -90,7 +92,8 @@ class Home:
         self._leave = asyncio.Event()
         self._threads = _Threads(thread_name_prefix="labkit worker")
         self.loop.set_default_executor(self._threads)
-        self.thread = threading.Thread(target=self._live, name="labkit", daemon=True)
+        self.over = threading.Event()
+        self.thread = threading.Thread(target=self._run, name="labkit", daemon=True)
         self.thread.start()
 
     async def _main(self) -> None:
@@ -105,6 +108,12 @@ class Home:
         except (Exception, SystemExit, KeyboardInterrupt) as error:
             self.ending = error
             self.started.put(error)
+
+    def _run(self) -> None:
+        try:
+            self._live()
+        finally:
+            self.over.set()
 
     def _live(self) -> None:
         # run_until_complete and not run_forever: anyio keeps its worker threads only for a root task.
@@ -161,8 +170,9 @@ class Home:
         self.post(self._leave.set)
         if threading.current_thread() is self.thread:
             return True
-        self.thread.join(within)
-        return not self.thread.is_alive()
+        if self.over.wait(within):
+            self.thread.join(GRACE)
+        return self.over.is_set()
 
     def abandon(self) -> None:
         """Give the thread up. Should it ever wake, it ends without running the end of its context."""
@@ -173,10 +183,10 @@ class Home:
     def tainted(self) -> bool:
         """Whether something that was given up still runs."""
         self.left = [flight for flight in self.left if self._runs(flight)]
-        return bool(self.left) or (self.lost and self.thread.is_alive())
+        return bool(self.left) or (self.lost and not self.over.is_set())
 
     def _runs(self, flight: Flight) -> bool:
-        waits = flight.task is not None and not flight.task.done() and self.thread.is_alive()
+        waits = flight.task is not None and not flight.task.done() and not self.over.is_set()
         return waits or bool(workers(lambda context: context.get(current) is flight))
 
     def press(self, flight: Flight) -> None:

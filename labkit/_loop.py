@@ -68,7 +68,7 @@ class LoopThread:
         with self._lock:
             if self._closed:
                 raise RequestError(say("core.closed"))
-            if self._home is not None and self._home.thread.is_alive():
+            if self._home is not None and not self._home.over.is_set():
                 return
             home = self._home = Home(self._setup)
             try:
@@ -84,7 +84,7 @@ class LoopThread:
                 raise
             if failure is not None:
                 self._home = None
-                home.thread.join(GRACE)
+                home.over.wait(GRACE)
                 raise failure
 
     def run(self, make: Callable[[], Coroutine[Any, Any, T]], timeout: float | None = None, label: str = "") -> T:
@@ -154,7 +154,7 @@ class LoopThread:
                     raise latest.timeout() from None
                 if latest.stage >= GIVEN_UP:
                     raise latest.timeout() from None
-                if home.lost or (not home.thread.is_alive() and box.empty()):
+                if home.lost or (home.over.is_set() and box.empty()):
                     raise RequestError(say("core.closed_meanwhile", label=job.label)) from None
 
     def _guard(self, home: Home, flights: Iterable[Flight]) -> None:

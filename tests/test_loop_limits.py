@@ -10,13 +10,14 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import anyio.to_thread
 import pytest
 
+from labkit._home import Home
 from labkit._loop import LoopThread
 from labkit._threads import Stopped, stop
 from labkit.errors import RequestError, RequestTimeout
@@ -224,6 +225,31 @@ def test_an_interrupt_frees_a_blocked_loop_too(loop: LoopThread, context: Contex
         loop.run(block, 30, "GET /x")
     assert loop.run(answer) == 42
     assert context.steps == (["in"] if how == "spin" else ["in", "in"])
+
+
+def test_an_interrupted_end_is_not_taken_for_the_end() -> None:
+    """On Python 3.11 an interrupted ``Thread.join`` marks the thread as ended while it still runs."""
+    ending, go = threading.Event(), threading.Event()
+
+    @asynccontextmanager
+    async def slow_to_end(flights: object) -> AsyncIterator[None]:
+        yield
+        ending.set()
+        await asyncio.to_thread(go.wait, 10)
+
+    def interrupt() -> None:
+        ending.wait(10)
+        time.sleep(0.2)  # until the caller waits for the end
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+
+    home = Home(slow_to_end)
+    assert home.started.get(timeout=5) is None
+    threading.Thread(target=interrupt).start()
+    with pytest.raises(KeyboardInterrupt):
+        home.leave(30)
+    assert not home.leave(0.05), "it still runs"
+    go.set()
+    assert home.leave(5)
 
 
 def test_a_caller_that_is_stopped_leaves_nothing_behind(loop: LoopThread) -> None:
