@@ -39,7 +39,7 @@ class Outage:
     @property
     def during(self) -> pd.DataFrame:
         """The requests sent during the outage."""
-        return self.df[self.df["started_s"].between(self.begins, self.ends)]
+        return self.df[self.df["started_s"].between(self.begins, self.ends, inclusive="left")]
 
     @property
     def waited(self) -> int:

@@ -152,8 +152,8 @@ def _right_pages(ctx: Context, pages: Pages, yesterday: list[int], today: list[i
     ctx.require({*asked} <= times.keys(), "warm_strangers", **counts)
     ctx.require(asked != sorted(times)[: len(asked)], "warm_by_id", **counts)
     wanted, got = sorted((times[page] for page in best), reverse=True), [times[page] for page in asked]
-    ctx.require(sum(got) >= sum(wanted) / 2, "warm_coldest", **counts)
     ctx.require(len(asked) == CALLS, "warm_few", **counts)
+    ctx.require(sum(got) >= sum(wanted) / 2, "warm_coldest", **counts)
     ctx.require(sorted(got, reverse=True) == wanted, "warm_others", **counts)
     ctx.require(got == wanted, "warm_order", **counts)
 
