@@ -32,8 +32,8 @@ class Bar:
             sys.stderr.write(f"\r{says}\x1b[K" + ("\n" if done >= total else ""))
             sys.stderr.flush()
         else:
-            bar = f'<progress value="{part:.3f}" max="1"></progress>'
-            self._put({"text/html": f"{tag('label', says, 'font-size:13px')} {bar}", "text/plain": says})
+            bar = f'<progress style="vertical-align:middle" value="{part:.3f}" max="1"></progress>'
+            self._put({"text/html": f"{tag('label', says, 'font-size:13px;vertical-align:middle')} {bar}", "text/plain": says})
         self._begun = True
 
     def clear(self) -> None:
