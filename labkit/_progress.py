@@ -33,7 +33,8 @@ class Bar:
             sys.stderr.flush()
         else:
             bar = f'<progress style="vertical-align:middle" value="{part:.3f}" max="1"></progress>'
-            self._put({"text/html": f"{tag('label', says, 'font-size:13px;vertical-align:middle')} {bar}", "text/plain": says})
+            label = tag("label", says, "font-size:13px;vertical-align:middle")
+            self._put({"text/html": f"{label} {bar}", "text/plain": says})
         self._begun = True
 
     def clear(self) -> None:
