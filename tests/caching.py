@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
+
 from labkit import asgi
 from labkit.cache import CacheClient, Event
 from labkit.services import redis
@@ -66,6 +68,18 @@ def calls(server: RedisServer) -> Counter[str]:
 
 
 start = redis.start
+
+
+@pytest.fixture(name="server", scope="module")
+def the_server() -> Iterator[RedisServer]:
+    with start() as server:
+        yield server
+
+
+@pytest.fixture(name="kitchen")
+def the_kitchen(server: RedisServer) -> Kitchen:
+    command(server, "FLUSHALL")
+    return Kitchen(server)
 
 
 class Clock:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,20 +19,7 @@ from starlette.exceptions import HTTPException
 
 from labkit.cache import cached, locks
 from labkit.errors import CacheError
-from labkit.services.redis import RedisServer
-from tests.caching import Kitchen, calls, command, start
-
-
-@pytest.fixture(name="server", scope="module")
-def the_server() -> Iterator[RedisServer]:
-    with start() as server:
-        yield server
-
-
-@pytest.fixture(name="kitchen")
-def the_kitchen(server: RedisServer) -> Kitchen:
-    command(server, "FLUSHALL")
-    return Kitchen(server)
+from tests.caching import Kitchen, calls, command, start, the_kitchen, the_server  # noqa: F401 (the fixtures)
 
 
 def test_a_value_is_computed_once_and_none_is_one(kitchen: Kitchen) -> None:

@@ -16,20 +16,7 @@ from sqlalchemy.orm import Session
 from labkit import asgi
 from labkit.cache import CacheClient, StaleWhileRevalidate, cached, writes
 from labkit.errors import CacheError
-from labkit.services.redis import RedisServer
-from tests.caching import Kitchen, calls, command, start
-
-
-@pytest.fixture(name="server", scope="module")
-def the_server() -> Iterator[RedisServer]:
-    with start() as server:
-        yield server
-
-
-@pytest.fixture(name="kitchen")
-def the_kitchen(server: RedisServer) -> Kitchen:
-    command(server, "FLUSHALL")
-    return Kitchen(server)
+from tests.caching import Kitchen, calls, command, start, the_kitchen, the_server  # noqa: F401 (the fixtures)
 
 
 def get_db() -> Iterator[Session]:

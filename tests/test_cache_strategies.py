@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,23 +16,10 @@ from labkit.cache import CacheAside, EarlyRefresh, StaleIfError, StaleWhileReval
 from labkit.cache.entry import Entry
 from labkit.cache.strategies import Verdict
 from labkit.errors import CacheError
-from labkit.services.redis import RedisServer
-from tests.caching import Clock, Kitchen, calls, command, start
+from tests.caching import Clock, Kitchen, calls, command, start, the_kitchen, the_server  # noqa: F401 (the fixtures)
 
 ALL = [CacheAside(), StaleIfError(50), StaleWhileRevalidate(50), EarlyRefresh()]
 TTL = 100.0
-
-
-@pytest.fixture(name="server", scope="module")
-def the_server() -> Iterator[RedisServer]:
-    with start() as server:
-        yield server
-
-
-@pytest.fixture(name="kitchen")
-def the_kitchen(server: RedisServer) -> Kitchen:
-    command(server, "FLUSHALL")
-    return Kitchen(server)
 
 
 @pytest.fixture(name="clock")
