@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import warnings
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +25,33 @@ SOLUTIONS = sorted((ROOT / "notebooks/es/solutions").glob("*.ipynb"))
 PAGES = os.environ.get("LABKIT_PAGES")
 
 
-def execute(path: Path) -> Any:
+Runs = dict[Path, Future[Any]]
+
+
+def execute(path: Path, work: Path) -> Any:
     """Run a notebook in a kernel of its own, where it lies: so it must find the project's root by itself."""
     notebook = nbformat.read(path, as_version=4)
     client = nbclient.NotebookClient(
-        notebook, timeout=180, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}
+        notebook,
+        timeout=180,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(path.parent)}},
+        store_widget_state=False,  # else the page would fetch a widget's code instead of showing the card in its place
     )
-    client.execute()
+    asyncio.run(client.async_execute(env=os.environ | {"LABKIT_WORK": str(work)}))
     return notebook
+
+
+@pytest.fixture(scope="module")
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    """The editions that are asked for, two at a time: most of what a lesson does is wait."""
+    wanted = [
+        item.callspec.params["path"]
+        for item in request.session.items
+        if item.path == request.path and hasattr(item, "callspec")
+    ]
+    with ThreadPoolExecutor(2) as pool:
+        yield {path: pool.submit(execute, path, tmp_path_factory.mktemp(path.stem)) for path in wanted}
 
 
 def streams(notebook: Any, name: str) -> list[str]:
@@ -47,8 +69,8 @@ def test_there_are_editions() -> None:
 
 
 @pytest.mark.parametrize("path", LEARNER, ids=lambda path: path.stem)
-def test_the_untouched_starter_shows_its_trap_and_goes_on(path: Path, work: Path) -> None:
-    notebook = execute(path)
+def test_the_untouched_starter_shows_its_trap_and_goes_on(path: Path, runs: Runs) -> None:
+    notebook = runs[path].result()
     assert streams(notebook, "stderr") == []
     assert all(cell.execution_count for cell in notebook.cells if cell.cell_type == "code")
     third = [cell for cell in notebook.cells if cell.cell_type == "code"][2]
@@ -57,9 +79,9 @@ def test_the_untouched_starter_shows_its_trap_and_goes_on(path: Path, work: Path
 
 
 @pytest.mark.parametrize("path", SOLUTIONS, ids=lambda path: path.stem)
-def test_the_solution_runs_and_reads_well_as_html(path: Path, work: Path) -> None:
+def test_the_solution_runs_and_reads_well_as_html(path: Path, runs: Runs) -> None:
     """``LABKIT_PAGES=folder`` keeps the pages."""
-    notebook = execute(path)
+    notebook = runs[path].result()
     assert streams(notebook, "stderr") == []
     exporter = nbconvert.HTMLExporter(embed_images=True)
     page, _ = exporter.from_notebook_node(notebook)
