@@ -6,10 +6,11 @@ suspends, and ``finished`` runs it like a plain function.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
 from redis.exceptions import NoScriptError, RedisClusterException, RedisError
@@ -77,6 +78,22 @@ def finished(coroutine: Coroutine[Any, Any, T]) -> T:
     raise RuntimeError("this coroutine waits for an event loop")
 
 
+def plain(function: Callable[..., Coroutine[Any, Any, Any]]) -> Callable[..., Any]:
+    """A coroutine function that never suspends, as a plain function."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return finished(function(*args, **kwargs))
+
+    return run
+
+
+@functools.cache
+def _digest(script: str) -> str:
+    """What Redis calls a script that it has seen."""
+    return hashlib.sha1(script.encode()).hexdigest()
+
+
 def checked_ttl(ttl: float) -> float:
     """Seconds to live, if it is a time that Redis can keep.
 
@@ -126,7 +143,7 @@ class Commands(ABC):
         """Run a Lua script: sent whole the first time, called by its digest from then on. Raises ``Unavailable``."""
         rest = (len(keys), *keys, *args)
         try:
-            return await self.call("EVALSHA", hashlib.sha1(script.encode()).hexdigest(), *rest)
+            return await self.call("EVALSHA", _digest(script), *rest)
         except Unavailable as refused:
             if not str(refused).startswith("NOSCRIPT"):
                 raise

@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 
 from labkit._text import say
 from labkit.cache import _endpoint
+from labkit.cache._commands import plain
 from labkit.cache._endpoint import EndpointCall
 from labkit.cache.arguments import Arguments, hints
 from labkit.cache.call import Call
-from labkit.cache.client import CacheClient, checked_ttl, finished
+from labkit.cache.client import CacheClient, checked_ttl
 from labkit.cache.codec import Codec
 from labkit.cache.engine import Engine, Life
 from labkit.cache.events import Observer
@@ -199,7 +200,7 @@ def cached(
 
         shown: list[Any] = [call, invalidate, invalidate_tag, refresh]
         if not cache.is_async:
-            shown = [_plain(one) for one in shown]
+            shown = [plain(one) for one in shown]
         wrapper = shown[0]
         wrapper.invalidate, wrapper.invalidate_tag, wrapper.refresh = shown[1:]
         wrapper.key, wrapper.client, wrapper.cache = cache.key, client, cache
@@ -211,13 +212,3 @@ def cached(
 
 def _each(tags: Iterable[str]) -> tuple[str, ...]:
     return (tags,) if isinstance(tags, str) else tuple(tags)
-
-
-def _plain(function: Callable[..., Any]) -> Any:
-    """A coroutine function that never suspends, as a plain function."""
-
-    @functools.wraps(function)
-    def plain(*args: Any, **kwargs: Any) -> Any:
-        return finished(function(*args, **kwargs))
-
-    return plain

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from labkit._text import say
-from labkit.cache.client import finished
+from labkit.cache._commands import plain
 from labkit.errors import CacheError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -41,24 +41,13 @@ def writes(*, to: Any) -> Callable[[F], F]:
             raise CacheError(text)
         bind = inspect.signature(function).bind
 
-        async def call(args: Any, kwargs: Any) -> Any:
+        @functools.wraps(function)
+        async def call(*args: Any, **kwargs: Any) -> Any:
             bound = bind(*args, **kwargs)
             bound.apply_defaults()
             shared = {n: v for n, v in bound.arguments.items() if n in cache.parameters}
             return await cache.write(function, args, kwargs, cache.arguments.values((), shared))
 
-        if cache.is_async:
-
-            @functools.wraps(function)
-            async def later(*args: Any, **kwargs: Any) -> Any:
-                return await call(args, kwargs)
-
-            return later  # type: ignore[return-value]
-
-        @functools.wraps(function)
-        def now(*args: Any, **kwargs: Any) -> Any:
-            return finished(call(args, kwargs))
-
-        return now  # type: ignore[return-value]
+        return call if cache.is_async else plain(call)  # type: ignore[return-value]
 
     return decorate
