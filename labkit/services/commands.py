@@ -151,7 +151,7 @@ class Monitor:
             at = datetime.fromtimestamp(one.time).strftime("%H:%M:%S.%f")[:-3]
             rest = " ".join(word for word in one.words[1:] if word != one.key)
             rest = tag("span", rest[:80] + ("…" if len(rest) > 80 else ""), "overflow-wrap:anywhere")
-            key = tag("span", code(one.key), "overflow-wrap:anywhere")
+            key = tag("span", code(one.key) if one.key else "", "overflow-wrap:anywhere")
             rows.append([at, one.client, code(one.name), key, rest])
         head = [say(f"services.head_{name}") for name in ("time", "client", "command", "key", "arguments")]
         return card(title, table(head, rows), symbol="●", note=" ".join(more))
