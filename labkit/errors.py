@@ -41,6 +41,10 @@ class CacheError(LabkitError):
     """The cache cannot be used this way: an argument that makes no key, a value that would not come back as it was."""
 
 
+class MonitoringError(LabkitError):
+    """Metrics, health checks, logs or alerts are asked for something that cannot be."""
+
+
 class CourseError(LabkitError):
     """A lesson was used wrongly: unknown exercise, lesson or language, a source that does not build."""
 
