@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import psutil
 from fastapi import APIRouter, FastAPI
 from sqlalchemy import URL
 from sqlalchemy.orm import sessionmaker
@@ -17,7 +18,7 @@ from labkit.blog.cached import make_router
 from labkit.blog.engines import make_engine, sqlite_url, usable_url
 from labkit.blog.generator import check_scale
 from labkit.blog.loading import Progress
-from labkit.cache import CacheClient
+from labkit.cache import CacheClient, Event
 from labkit.cache.client import Unavailable
 
 
@@ -27,18 +28,22 @@ def create_app(
     database_url: str | None = None,
     redis_url: str | None = None,
     data_folder: Path | None = None,
+    monitored: bool = False,  # True as soon as labkit.monitoring is whole
 ) -> FastAPI:
     """The blog as a FastAPI application; ``uvicorn --factory labkit.blog:create_app`` serves it.
 
     ``app.state`` carries what it runs on: ``database_url`` and ``redis_url`` may be set until it starts,
     ``prepare(progress)`` writes the data beforehand (starting does it otherwise), and from then to its end
-    ``engine`` and ``session_factory`` are the open ones. ``cache`` is the client of the endpoints under ``/cached``.
+    ``engine`` and ``session_factory`` are the open ones. ``cache`` is the client of the endpoints under ``/cached``;
+    ``cache_observer``, if set, is told what becomes of their calls and of Redis. ``disk_usage`` looks at the disk.
 
     Args:
         scale: times 300 users, 6,000 posts and 10,000 comments, up to 100.
         database_url: a SQLite file or PostgreSQL; else ``DATABASE_URL``, else a file in ``data_folder``.
         redis_url: for the endpoints that cache; else ``REDIS_URL``, else they answer without a cache.
         data_folder: where the generated SQLite file lies, the learner's folder by default.
+        monitored: count, time and log everything and answer under ``/health`` and ``/metrics``, see `health.watch`;
+            else there is a plain ``/health/`` alone.
 
     Raises:
         LabkitError: if ``scale`` is not a whole number from 1 to 100.
@@ -70,10 +75,21 @@ def create_app(
     app.state.make_url = url
     app.state.prepare = prepare
     app.state.engine = app.state.session_factory = None
-    app.state.cache = CacheClient(redis)
-    for router in (health.router, performance.router, views.router):
+    app.state.disk_usage = psutil.disk_usage
+    app.state.cache_observer = None
+
+    def observe(event: Event) -> None:
+        if app.state.cache_observer is not None:
+            app.state.cache_observer(event)
+
+    app.state.cache = CacheClient(redis, observer=observe)
+    for router in (performance.router, views.router):
         app.include_router(_own(router))
-    app.include_router(make_router(app.state.cache))
+    app.include_router(make_router(app.state.cache, observe))
+    if monitored:
+        health.watch(app)
+    else:
+        app.include_router(_own(health.router))
     return app
 
 

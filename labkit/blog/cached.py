@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 from labkit.blog.database import get_db
 from labkit.blog.views import Few, Id, PostView, Totals, UserView, count_all, find_user, view_latest, view_user
 from labkit.cache import CacheClient, StaleWhileRevalidate, cached
+from labkit.cache.events import Observer
 
 _DAY = 86_400.0
 
@@ -41,12 +42,15 @@ class Invalidation(BaseModel):
     confirmed: bool
 
 
-def make_router(cache: CacheClient) -> APIRouter:
-    """The endpoints under ``/cached``, on one client. Where Redis is away they answer from the database."""
+def make_router(cache: CacheClient, observer: Observer | None = None) -> APIRouter:
+    """The endpoints under ``/cached``, on one client. Where Redis is away they answer from the database.
+
+    ``observer`` is told what becomes of each call.
+    """
     router = APIRouter(prefix="/cached", tags=["cached"])
 
     @router.get("/users/{user_id}")
-    @cached(ttl=600, key_prefix="user", client=cache, tags=["user:{user_id}"])
+    @cached(ttl=600, key_prefix="user", client=cache, observer=observer, tags=["user:{user_id}"])
     async def get_user_cached(user_id: Id, db: Session = Depends(get_db)) -> UserView:
         """One user."""
         return view_user(find_user(db, user_id))
@@ -56,6 +60,7 @@ def make_router(cache: CacheClient) -> APIRouter:
         ttl=60,
         key_prefix="posts",
         client=cache,
+        observer=observer,
         tags=lambda posts, **_: {f"user:{post.author_id}" for post in posts},  # their names are in it
     )
     async def get_latest_posts_cached(limit: Few = 20, db: Session = Depends(get_db)) -> list[PostView]:
@@ -64,7 +69,7 @@ def make_router(cache: CacheClient) -> APIRouter:
 
     # Counting takes the longer the more there is: after the first time it is done behind the readers' backs.
     @router.get("/stats/global")
-    @cached(ttl=900, key_prefix="stats", client=cache, strategy=StaleWhileRevalidate(window=_DAY))
+    @cached(ttl=900, key_prefix="stats", client=cache, observer=observer, strategy=StaleWhileRevalidate(window=_DAY))
     async def get_global_stats(db: Session = Depends(get_db)) -> Totals:
         """Totals."""
         return await run_in_threadpool(count_all, db)
