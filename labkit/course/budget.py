@@ -3,6 +3,8 @@
 At most 40 cells, 15 lines a code cell (an exercise cell 30), 80 words a text cell, 1,200 words a lesson, and
 reading + writing + running within the minutes promised. Code cells carry no prose, because they are the same
 in every language.
+
+A gallery is leafed through: any number of cells, but 60 words a text cell, and it runs in 60 s from top to bottom.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from labkit.course.markers import Role, words
 from labkit.course.sources import Source
 
 CELLS, CODE_LINES, EXERCISE_LINES, CELL_WORDS, LESSON_WORDS = 40, 15, 30, 80, 1200
+GALLERY_WORDS, GALLERY_MINUTES = 60, 1.0
 WORDS_A_MINUTE = 180
 
 _SPANISH = re.compile(r"[áéíóúñ¿¡]", re.IGNORECASE)
@@ -47,21 +50,34 @@ def problems(source: Source, texts: dict[str, str] | None = None, running: float
     """
     texts = texts or {}
     shown = {cell.name: texts.get(cell.name, cell.text) for cell in source.cells if cell.kind == "markdown"}
+    most = GALLERY_WORDS if source.gallery else CELL_WORDS
+    for name, text in shown.items():
+        if (count := words([text])) > most:
+            yield f"{source.name}, cell {name}: {count} words, at most {most}"
+    if not source.gallery:
+        yield from _whole(source, shown)
+    if not texts:
+        yield from _code(source)
+        yield from _time(source, running)
+
+
+def _whole(source: Source, shown: dict[str, str]) -> Iterator[str]:
     for role in ("starter", "solution"):
         count = sum(cell.edition(role) is not None for cell in source.cells)
         if count > CELLS:
             yield f"{source.name}: {count} cells in the {role} edition, at most {CELLS}"
-    for name, text in shown.items():
-        if (count := words([text])) > CELL_WORDS:
-            yield f"{source.name}, cell {name}: {count} words, at most {CELL_WORDS}"
     if (count := words(shown.values())) > LESSON_WORDS:
         yield f"{source.name}: {count} words, at most {LESSON_WORDS}"
-    if not texts:
-        yield from _code(source)
-        if running is None and not source.running:
-            yield f"{source.name}: no running time: run 'notebooks --measure' or put a bound 'running:' into its header"
-        if (total := minutes(source, running)) > source.minutes:
-            yield f"{source.name}: takes {total:.1f} minutes and promises {source.minutes:g}"
+
+
+def _time(source: Source, running: float | None) -> Iterator[str]:
+    if running is None and not source.running:
+        yield f"{source.name}: no running time: run 'notebooks --measure' or put a bound 'running:' into its header"
+    if not source.gallery and (total := minutes(source, running)) > source.minutes:
+        yield f"{source.name}: takes {total:.1f} minutes and promises {source.minutes:g}"
+    runs = source.running if running is None else running
+    if source.gallery and runs > GALLERY_MINUTES:
+        yield f"{source.name}: runs {60 * runs:.0f} s, at most {60 * GALLERY_MINUTES:.0f}"
 
 
 def _code(source: Source) -> Iterator[str]:

@@ -97,7 +97,13 @@ def _outline(source: Source) -> dict[str, Any]:
             for cell in source.cells
             if cell.file
         ],
+        **({"cures": _cures(source)} if source.gallery else {}),
     }
+
+
+def _cures(source: Source) -> dict[str, str]:
+    """The cell of each trap as the solutions edition has it."""
+    return {cell.name: cell.edition("solution") or "" for cell in source.cells if "trap" in cell.tags}
 
 
 def _current(source: Source, english: Translation, result: Build) -> dict[str, str]:

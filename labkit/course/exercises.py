@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -53,12 +54,17 @@ class Part:
 
 @dataclass(frozen=True)
 class Outline:
-    """A lesson as its source describes it: name, promised minutes, exercises and deliverables in order."""
+    """A lesson as its source describes it: name, promised minutes, exercises and deliverables in order.
+
+    Attributes:
+        cures: of a gallery: the cell with the corrected code, by the trap's id.
+    """
 
     name: str
     minutes: float
     exercises: dict[str, Exercise]
     parts: tuple[Part, ...] = ()
+    cures: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def room(self) -> str:
@@ -88,4 +94,4 @@ def outline_from(name: str, data: dict[str, Any]) -> Outline:
     """An outline from one entry of ``starters.json``."""
     exercises = {key: Exercise(id=key, **entry) for key, entry in data["exercises"].items()}
     parts = tuple(Part(**{**part, "names": tuple(part["names"])}) for part in data["parts"])
-    return Outline(name, data["minutes"], exercises, parts)
+    return Outline(name, data["minutes"], exercises, parts, data.get("cures", {}))

@@ -12,6 +12,9 @@ and the file's header promises the time::
     #     minutes: 45
     #     running: 2
     # ---
+
+or that it is a gallery (``gallery: true``), which is leafed through and promises none. There a cell with the tag
+``trap`` holds a trap and its cure between the markers of an exercise.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ import jupytext
 from labkit.course.markers import Role, has_markers, pick
 from labkit.errors import CourseError
 
-TAGS = frozenset(["setup", "predict", "measure", "exercise", "check", "reflect", "solution", "instructor"])
+TAGS = frozenset(["setup", "predict", "measure", "exercise", "check", "reflect", "solution", "instructor", "trap"])
 ONLY_SOLUTIONS = frozenset({"solution", "instructor"})
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
@@ -61,12 +64,16 @@ class Cell:
 
 @dataclass(frozen=True)
 class Source:
-    """A lesson: its name (``01_profiling``), the minutes promised and those it runs, its cells."""
+    """A lesson: its name (``01_profiling``), the minutes promised and those it runs, its cells.
+
+    A gallery promises no minutes: it is not taken from top to bottom.
+    """
 
     name: str
     minutes: float
     running: float
     cells: tuple[Cell, ...]
+    gallery: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,8 @@ def read_source(path: Path) -> Source:
     """
     notebook = jupytext.read(path)
     header: dict[str, Any] = notebook.metadata.get("lesson", {})
-    if not isinstance(header.get("minutes"), int | float):
+    gallery = header.get("gallery") is True
+    if not gallery and not isinstance(header.get("minutes"), int | float):
         raise CourseError(f"{path.name}: the header needs 'jupyter: lesson: minutes:', the time promised")
     cells: list[Cell] = []
     for index, raw in enumerate(notebook.cells, 1):
@@ -102,7 +110,7 @@ def read_source(path: Path) -> Source:
         cell = Cell(name, raw.cell_type, raw.source, tuple(meta.get("tags", [])), **given)
         _exercise_is_complete(cell, where)
         cells.append(cell)
-    return Source(path.stem, header["minutes"], header.get("running", 0), tuple(cells))
+    return Source(path.stem, header.get("minutes", 0), header.get("running", 0), tuple(cells), gallery)
 
 
 def _exercise_is_complete(cell: Cell, where: str) -> None:
@@ -115,6 +123,8 @@ def _exercise_is_complete(cell: Cell, where: str) -> None:
             raise CourseError(f"{where}: starter and solution are the same")
     if "exercise" in cell.tags and not (cell.exercise and cell.minutes and has_markers(cell.text)):
         raise CourseError(f'{where}: an exercise needs exercise="1.1", minutes=5 and paired markers')
+    if "trap" in cell.tags and not has_markers(cell.text):
+        raise CourseError(f"{where}: a trap needs its cure, in paired markers")
     if cell.exercise and "exercise" not in cell.tags:
         raise CourseError(f'{where}: it has exercise="{cell.exercise}" without tags=["exercise"]')
 
