@@ -1,1 +1,27 @@
 """Watch an application: metrics, middleware, health checks, logs, a first panel and a basic alert."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from labkit.monitoring.lag import LoopWatch
+    from labkit.monitoring.metrics import BUCKETS, Metrics
+    from labkit.monitoring.system import SystemView, overview
+
+_HOMES = {  # a name and the module it lives in, imported when it is first asked for
+    "BUCKETS": "metrics",
+    "LoopWatch": "lag",
+    "Metrics": "metrics",
+    "SystemView": "system",
+    "overview": "system",
+}
+
+__all__ = ["BUCKETS", "LoopWatch", "Metrics", "SystemView", "overview"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
