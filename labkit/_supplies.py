@@ -73,6 +73,13 @@ class Supplies:
             self.environment["DATABASE_URL"] = url
         return url
 
+    def address(self, app: Any) -> str | None:
+        """Where the database of an application is, password included; None if it never told."""
+        state = getattr(app, "state", None)
+        engine = getattr(state, "engine", None)
+        given = getattr(state, "database_url", None) or self.environment.get("DATABASE_URL")
+        return given if engine is None else str(engine.url.render_as_string(hide_password=False))
+
     def announce(self, database_url: str | None, redis: bool | str | None, postgres: bool) -> None:
         """Set the environment for an application that reads it when it is imported; restored at the end."""
         given = {}

@@ -1,9 +1,9 @@
-"""What can be made worse on purpose: for now the way to the database, by a round trip a statement.
+"""The way from a Lab's requests to the database, made worse on purpose: by a round trip a statement, or cut off.
 
 A database in the same process answers in microseconds, so that a thousand statements cost next to nothing;
-over a network each pays a round trip. The listeners below stand on SQLAlchemy's ``Engine`` class, work for
-every engine, sync and async, and act only inside a Lab's request. They also count its statements, and hold
-them to its time limit.
+over a network each pays a round trip. Nor can a file go down as a server does. The listeners below stand on
+SQLAlchemy's ``Engine`` class, work for every engine, sync and async, and act only inside a Lab's request. They also
+count its statements, and hold them to its time limit.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import sys
 import time
 from contextlib import suppress
 from functools import cache
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -32,7 +33,10 @@ class RoundTrip:
     Attributes:
         chosen: milliseconds that were asked for; None for the default (0.5 for SQLite, else nothing added).
         seen: names of the databases that were asked under it.
+        gone: the SQLite file that is out of reach, if one is.
     """
+
+    gone: Path | None = None
 
     def __init__(self, ms: float | None = None) -> None:
         self.chosen = ms
@@ -133,6 +137,8 @@ def _before(connection: Any, cursor: Any, statement: str, values: Any, context: 
     if flight.__class__ is not Request:
         return
     assert isinstance(flight, Request)
+    if flight.trip.gone:
+        _refuse(flight.trip.gone, connection.engine.url.database, connection.dialect)
     flight._count += 1
     if time.monotonic() > flight.deadline:
         raise flight.late()
@@ -152,6 +158,18 @@ def _before(connection: Any, cursor: Any, statement: str, values: Any, context: 
             time.sleep(pause)
         # A timer rings a tenth of a millisecond late; taken off the next pause, it leaves the promised time on average.
         flight.late_by = min(max(0.0, time.monotonic() - begun - pause), _TIMER)
+
+
+def _connecting(dialect: Any, record: Any, words: Any, options: Any) -> None:
+    flight = current.get()
+    if isinstance(flight, Request) and flight.trip.gone and words:
+        _refuse(flight.trip.gone, words[0], dialect)
+
+
+def _refuse(gone: Path, database: Any, dialect: Any) -> None:
+    """Raise what the driver would if the file were out of reach; SQLAlchemy makes its OperationalError of it."""
+    if dialect.name == "sqlite" and database and Path(str(database)).resolve() == gone:
+        raise dialect.loaded_dbapi.OperationalError(f"unable to open database file {str(gone)!r} (simulated outage)")
 
 
 async def _pause(seconds: float) -> None:
@@ -178,6 +196,7 @@ def listen() -> None:
     from sqlalchemy import event
     from sqlalchemy.engine import Engine
 
+    event.listen(Engine, "do_connect", _connecting)
     event.listen(Engine, "before_cursor_execute", _before)
     event.listen(Engine, "after_cursor_execute", _after)
     event.listen(Engine, "handle_error", _failed)

@@ -18,7 +18,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from labkit import _apps, _outages, _supplies, asgi, faults
+from labkit import _apps, _broken, _outages, _supplies, asgi, faults
 from labkit._client import Client
 from labkit._loop import LoopThread
 from labkit._measurements import Measurements
@@ -85,7 +85,7 @@ class Lab(Measurements):
             self._loop = LoopThread(self._client.live, limit=time_limit)
             opened.callback(self._loop.close)
             self._loop.start()
-            self._outages = _outages.Outages(lambda: supplies.redis)
+            self._outages = _outages.Outages(_broken.parts(supplies, self.app, trip))
             self._switchboard = Switchboard(self._outages, self.app)
             opened.callback(self._outages.close)  # before the application's end, which may ask Redis
             self._opened = opened.pop_all()
@@ -139,11 +139,13 @@ class Lab(Measurements):
 
         Args:
             name: ``redis_down`` (killed; started again, empty, at the end), ``redis_frozen`` (connections stay
-                and nothing answers) or ``redis_slow``.
+                and nothing answers) or ``redis_slow``; ``database_down`` (killed; its data are there again at the
+                end; played on SQLite) or ``database_frozen`` (a SQLite file is locked instead); ``disk_full``
+                (what ``app.state.disk_usage`` answers).
             ms: milliseconds that ``redis_slow`` holds each command back; 20 by default.
 
         Raises:
-            ServiceError: if there is no such fault, or this Lab started no Redis or is closed.
+            ServiceError: if there is no such fault, what is to be broken is not this Lab's own, or it is closed.
         """
         return self._outages.fault(name, ms)
 
@@ -166,10 +168,7 @@ class Lab(Measurements):
     @property
     def database_url(self) -> str | None:
         """The database's address, password included; None if the application never told."""
-        state = getattr(self.app, "state", None)
-        engine = getattr(state, "engine", None)
-        given = getattr(state, "database_url", None) or self._supplies.environment.get("DATABASE_URL")
-        return given if engine is None else engine.url.render_as_string(hide_password=False)
+        return self._supplies.address(self.app)
 
     @property
     def redis(self) -> RedisServer | GivenRedis | None:

@@ -1,7 +1,7 @@
-"""Buttons that break a Lab's Redis and set it right again, to be pressed while a lesson runs.
+"""Buttons that break what a Lab runs on and set it right again, to be pressed while a lesson runs.
 
 What a button asks for is done in a thread of ours, so that it works while a cell sleeps, in whatever thread the
-kernel runs its callbacks. The same thread looks at the server twice a second and writes what it sees, not what
+kernel runs its callbacks. The same thread looks at the parts twice a second and writes what it sees, not what
 was asked for, since a ``with lab.fault(...)`` elsewhere or a command by hand changes it as well.
 """
 
@@ -15,10 +15,9 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from labkit import _html, _outages
-from labkit._text import number, say
-from labkit.errors import LabkitError
+from labkit._text import say
 
-LOOK = 0.5  # seconds between two looks at the server
+LOOK = 0.5  # seconds between two looks
 SNAPSHOT = 5.0  # seconds after which what is known is sent again, for a page that came later
 _COLOURS = {"●": "#009E73", "▲": "#E69F00", "✗": "#D55E00"}
 
@@ -44,35 +43,22 @@ class Switchboard:
 
     @property
     def lines(self) -> list[Line]:
-        """What is the matter: the server's state, the breaker's, and what went wrong with a button."""
+        """What is the matter: the state of each part, the breaker's, and what went wrong with a button."""
         if self._outages.closed:
             return [("✗", say("core.closed"))]
-        try:
-            server = self._outages.server
-        except LabkitError as error:
-            return [("▲", str(error))]
-        simulated = say("faults.simulated") if server.fake else ""
-        if not server.alive:
-            state = "✗", say("faults.is_down")
-        elif server.frozen:
-            state = "✗", say("faults.is_frozen")
-        elif server.delay:
-            state = "▲", say("faults.is_slow", ms=number(server.delay, ",.3g"))
-        else:
-            state = "●", say("faults.is_well")
+        parts = [line for part in self._outages.parts for line in part.lines()]
+        if not parts:
+            parts = [("▲", problem) for problem in dict.fromkeys(map(self._outages.problem, self._outages.known))]
         breaker = getattr(getattr(getattr(self._app, "state", None), "cache", None), "breaker", None)
         known = {"closed": "●", "half_open": "▲", "open": "✗"}
         seen = getattr(breaker, "state", None)
         circuit = [(known[seen], say(f"faults.breaker_{seen}"))] if seen in known else []
-        return [(state[0], state[1] + simulated), *circuit, *self._said]
+        return [*parts, *circuit, *self._said]
 
     @property
     def usable(self) -> bool:
-        """Whether there is something to switch: a Redis of the Lab's own, in an open Lab."""
-        try:
-            return not self._outages.closed and self._outages.server is not None
-        except LabkitError:
-            return False
+        """Whether there is something to switch, in an open Lab."""
+        return not all(map(self._outages.problem, self._outages.known))
 
     def switch(self, name: str, on: bool) -> None:
         """Begin or end a fault as its button does: never raises, but says what went wrong."""
@@ -106,18 +92,22 @@ class Switchboard:
     def _build(self) -> Any:
         import ipywidgets  # late: only notebooks need it
 
-        for name in _outages.KNOWN:
+        for name in self._outages.known:
+            problem = self._outages.problem(name)
             button = ipywidgets.ToggleButton(
                 description=_outages.label(name),
                 value=name in self._on,
-                disabled=not self.usable,
+                disabled=bool(problem),
+                tooltip=problem,
                 layout={"width": "auto"},
             )
             button.observe(lambda change, name=name: self._orders.put((name, change["new"])), "value")
             self._buttons[name] = button
             _hear(button)
         self._text = ipywidgets.HTML(self._state())
-        return ipywidgets.VBox([ipywidgets.HBox(list(self._buttons.values())), self._text])
+        return ipywidgets.VBox(
+            [ipywidgets.HBox(list(self._buttons.values()), layout={"flex_flow": "row wrap"}), self._text]
+        )
 
     def _live(self) -> None:
         """Carry orders out and keep the text true until the Lab is closed."""
@@ -138,7 +128,7 @@ class Switchboard:
             self._text.value = now
         for name, button in self._buttons.items():
             button.button_style = "danger" if name in self._on else ""
-            button.disabled = not self.usable
+            button.disabled = bool(self._outages.problem(name))
             if self._said and button.value != (name in self._on):  # what failed is not pressed
                 button.value = name in self._on
             _hear(button)
@@ -154,9 +144,9 @@ class Switchboard:
         return " · ".join(f"{symbol} {sentence}" for symbol, sentence in self.lines)
 
     def _repr_html_(self) -> _html.Safe:
-        names = ", ".join(_outages.label(name) for name in _outages.KNOWN)
+        names = ", ".join(map(_outages.label, self._outages.known))
         note = say("faults.static", names=names) if self.usable else ""
-        symbol, _ = self.lines[0]
+        symbol = max((symbol for symbol, _ in self.lines), key="●▲✗".index)
         body = _html.Safe(self._state())
         return _html.card(say("faults.switchboard"), body, colour=_COLOURS[symbol], symbol=symbol, note=note)
 

@@ -12,7 +12,7 @@ import redis as client
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from labkit import Lab, _outages
+from labkit import Lab, _broken
 from labkit.errors import ServiceError
 from labkit.services import redis as services
 from tests.outages import app, real_only, the_lab  # noqa: F401 (the fixture)
@@ -47,7 +47,7 @@ def test_it_goes_wrong_inside_the_block_and_is_right_after_it(lab: Lab, name: st
     assert state(lab) == "well" and server(lab).url == address
 
 
-@pytest.mark.parametrize("name", _outages.KNOWN)
+@pytest.mark.parametrize("name", _broken.Redis.names)
 def test_an_exception_does_not_leave_it_broken(lab: Lab, name: str) -> None:
     with pytest.raises(ZeroDivisionError), lab.fault(name):
         _ = 1 / 0
@@ -67,7 +67,7 @@ def test_faults_are_nested_and_a_fault_is_entered_inside_itself(lab: Lab) -> Non
 
 
 def test_faults_end_in_any_order(lab: Lab) -> None:
-    down, frozen, slow = (lab.fault(name) for name in _outages.KNOWN)
+    down, frozen, slow = (lab.fault(name) for name in _broken.Redis.names)
     for fault in (slow, down, frozen):
         fault.__enter__()
     assert (state(lab), server(lab).delay) == ("down", 0)
@@ -212,7 +212,7 @@ def test_what_the_user_does_by_hand_stays_hers(lab: Lab) -> None:
     assert state(lab) == "down"
 
 
-@pytest.mark.parametrize("name", _outages.KNOWN)
+@pytest.mark.parametrize("name", _broken.Redis.names)
 def test_closing_the_lab_inside_a_fault_leaves_nothing(name: str) -> None:
     lab = Lab(app())
     with lab.fault(name) as fault:
@@ -226,7 +226,7 @@ def test_closing_the_lab_inside_a_fault_leaves_nothing(name: str) -> None:
 
 
 def test_an_unknown_fault_names_the_known_ones(lab: Lab) -> None:
-    with pytest.raises(ServiceError, match=r"'redis_burnt'.*redis_down, redis_frozen, redis_slow"):
+    with pytest.raises(ServiceError, match=r"'redis_burnt'.*redis_down, redis_frozen, redis_slow, database_down, database_frozen, disk_full"):
         lab.fault("redis_burnt")
 
 
@@ -251,7 +251,7 @@ def test_somebody_elses_redis_is_not_broken(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_it_says_what_it_is_and_that_it_is_simulated(lab: Lab) -> None:
-    says = [repr(lab.fault(name)) for name in _outages.KNOWN]
+    says = [repr(lab.fault(name)) for name in _broken.Redis.names]
     assert "apagado" in says[0] and "congelado" in says[1] and "20 ms" in says[2]
     assert all(("simulado" in each) == server(lab).fake for each in says)
     assert "2,5 ms" in repr(lab.fault("redis_slow", ms=2.5))

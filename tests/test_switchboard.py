@@ -15,7 +15,7 @@ import pytest
 from jupyter_client.blocking import BlockingKernelClient
 from jupyter_client.manager import start_new_kernel
 
-from labkit import Lab, _outages, settings
+from labkit import Lab, _broken, _outages, settings
 from labkit.errors import ServiceError
 from labkit.services import redis as services
 from labkit.switchboard import Switchboard
@@ -87,21 +87,22 @@ def test_it_tells_what_the_breaker_does(lab: Lab) -> None:
     assert "cerrado" in seen["closed"][0][1] and "abierto" in seen["open"][0][1]
 
 
-@pytest.mark.parametrize("name", _outages.KNOWN)
+@pytest.mark.parametrize("name", [*_broken.Redis.names, *_broken.Database.names, *_broken.Disk.names])
 def test_the_buttons_say_which_fault(name: str) -> None:
     says = {}
     for lang in settings.LANGUAGES:
         settings.set_language(lang)
         says[lang] = _outages.label(name)
-    assert says["es"] != says["en"] and all("Redis" in text for text in says.values())
+    assert says["es"] != says["en"] and all(says.values())
 
 
 def test_without_a_redis_of_its_own_it_says_so() -> None:
     with Lab(app(), redis=False) as lab:
         board = lab.switchboard()
         assert not board.usable and "REDIS_URL" in repr(board) and "REDIS_URL" in board._repr_html_()
+        assert [symbol for symbol, _ in board.lines] == ["▲"] * 3, "Redis, database and disk"
         board.switch("redis_down", True)
-        assert [symbol for symbol, _ in board.lines] == ["▲"]
+        assert board.lines[-1][0] == "✗"
 
 
 def test_of_a_closed_lab_it_says_so() -> None:
@@ -116,7 +117,7 @@ def test_of_a_closed_lab_it_says_so() -> None:
 def test_outside_of_a_notebook_it_is_a_card(lab: Lab) -> None:
     bundle = lab.switchboard()._repr_mimebundle_()
     assert set(bundle) == {"text/plain", "text/html"}
-    assert "Fallas de Redis" in bundle["text/html"] and "<script" not in bundle["text/html"]
+    assert "Fallas a propósito" in bundle["text/html"] and "<script" not in bundle["text/html"]
 
 
 def test_orders_are_carried_out_in_a_thread_and_failures_spring_back(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,9 +128,9 @@ def test_orders_are_carried_out_in_a_thread_and_failures_spring_back(lab: Lab, m
     panel = board._show()
     assert board._show() is panel
     assert isinstance(lab.redis, services.RedisServer)
-    down, frozen, _ = panel.children[0].children
+    down, frozen, *_ = panel.children[0].children
     text = panel.children[1]
-    assert [button.disabled for button in panel.children[0].children] == [False] * 3
+    assert [button.disabled for button in panel.children[0].children] == [False] * 3 + [True] * 3
     down.value = True
     wait_until(lambda: "apagado" in text.value and down.button_style == "danger")
     assert not lab.redis.alive
@@ -239,4 +240,4 @@ def test_an_exported_page_shows_the_card(lab: Lab) -> None:
     output = nbformat.v4.new_output("display_data", bundle)
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("lab.switchboard()", outputs=[output])])
     page, _ = nbconvert.HTMLExporter().from_notebook_node(notebook)
-    assert "Fallas de Redis" in page and "model_id" not in page
+    assert "Fallas a propósito" in page and "model_id" not in page
