@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from labkit.monitoring.lag import LoopWatch
     from labkit.monitoring.metrics import BUCKETS, Metrics
+    from labkit.monitoring.middleware import MetricsMiddleware
     from labkit.monitoring.system import SystemView, overview
 
 _HOMES = {  # a name and the module it lives in, imported when it is first asked for
     "BUCKETS": "metrics",
     "LoopWatch": "lag",
     "Metrics": "metrics",
+    "MetricsMiddleware": "middleware",
     "SystemView": "system",
     "overview": "system",
 }
 
-__all__ = ["BUCKETS", "LoopWatch", "Metrics", "SystemView", "overview"]
+__all__ = ["BUCKETS", "LoopWatch", "Metrics", "MetricsMiddleware", "SystemView", "overview"]
 
 
 def __getattr__(name: str) -> Any:
