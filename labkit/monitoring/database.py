@@ -50,19 +50,19 @@ def operation(statement: str) -> str:
 
 
 def _read(statement: str) -> str:
-    depth, before, common = 0, "", False
+    depth, before, common = 0, "", None  # depth of the brackets where WITH was
     for token in _TOKEN.finditer(statement):
         word, mark = token["word"], token["mark"]
         if mark:
             depth += {"(": 1, ")": -1, ",": 0}[mark]
         elif word:
             word = word.upper()
-            if not common and word != "WITH":
+            if common is None and word != "WITH":
                 return word if word in OPERATIONS else "OTHER"
             # The name of a common table expression may be any word: UPDATE is none of PostgreSQL's reserved ones.
-            if depth == 0 and word in _MAIN and before not in ("WITH", "RECURSIVE", ","):
+            if depth == common and word in _MAIN and before not in ("WITH", "RECURSIVE", ","):
                 return word
-            common = True
+            common = depth if common is None else common
         before = mark or word or before
     return "OTHER"
 
@@ -114,20 +114,13 @@ class DatabaseWatch:
 
         Engines that keep no queue of connections (NullPool, StaticPool, SingletonThreadPool) have none.
         """
-        numbers = {
-            "checked_out": QueuePool.checkedout,
-            "checked_in": QueuePool.checkedin,
-            "overflow": QueuePool.overflow,
-        }
-        return sum(max(0, numbers[state](pool)) for pool in self._pools())
+        name = state.replace("_", "")  # SQLAlchemy writes checkedout
+        return sum(max(0, getattr(pool, name)()) for pool in self._pools())
 
     def limit(self) -> float:
         """Connections that all pools together may have at once; infinite if one of them has no limit."""
-        total = 0.0
-        for pool in self._pools():
-            unlimited = pool.size() == 0 or pool._max_overflow < 0
-            total += inf if unlimited else pool.size() + pool._max_overflow
-        return total
+        most = [(pool.size(), pool._max_overflow) for pool in self._pools()]  # no public name for the second
+        return inf if any(extra < 0 for _, extra in most) else sum(map(sum, most))
 
     def _pools(self) -> list[QueuePool]:
         return [engine.pool for engine in list(self._engines) if isinstance(engine.pool, QueuePool)]

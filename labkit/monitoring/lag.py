@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections import deque
 from collections.abc import Callable
+from math import inf
 
 INTERVAL = 0.1  # seconds between two ticks
 WINDOW = 10.0  # seconds that ``worst`` looks back
@@ -14,10 +16,10 @@ class LoopWatch:
     """Asks each watched event loop for a tick every ``interval`` seconds and notes how late it comes.
 
     A loop that is blocked for a while is late by what was left of it when the tick was due. Nothing has to be
-    ended: the ticks end with their loop.
+    ended: the ticks end with their loop, or when nobody holds the watch any more.
 
     Args:
-        observe: called with the seconds of each tick's delay.
+        observe: called with the delay of each tick, in seconds.
         interval: seconds between two ticks.
         window: seconds that ``worst`` looks back.
     """
@@ -25,11 +27,11 @@ class LoopWatch:
     def __init__(
         self, observe: Callable[[float], object] | None = None, *, interval: float = INTERVAL, window: float = WINDOW
     ) -> None:
-        self._observe, self._interval, self._window = observe, interval, window
+        self.observe, self.interval, self.window = observe, interval, window
         self._ticks: dict[asyncio.AbstractEventLoop, _Ticks] = {}
 
     def start(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
-        """Watch this loop (default: the running one). Watching it already costs a look-up.
+        """Watch this loop (default: the running one), from whichever thread. Once it is watched, that costs nothing.
 
         Raises:
             RuntimeError: if there is no running loop, or the one that is given is closed.
@@ -39,45 +41,45 @@ class LoopWatch:
             return
         for ended in [each for each in tuple(self._ticks) if each.is_closed()]:
             self._ticks.pop(ended, None)
-        ticks = self._ticks[loop] = _Ticks(loop, self._interval, self._window, self._observe)
-        loop.call_soon_threadsafe(ticks.ask)
+        ticks = self._ticks.setdefault(loop, _Ticks(self, loop))
+        loop.call_soon_threadsafe(ticks.begin)
 
     @property
     def worst(self) -> float:
         """Seconds: the longest delay within the window, a tick that is overdue at this moment included.
 
-        May be asked from any thread.
+        May be asked from any thread; 0 if no loop is watched.
         """
-        return max((ticks.worst() for ticks in tuple(self._ticks.values())), default=0.0)
+        return max((ticks.worst(self.window) for ticks in tuple(self._ticks.values())), default=0.0)
 
 
 class _Ticks:
-    """The ticks of one loop."""
+    """The ticks of one loop. It knows its watch weakly: the loop, which holds it, may live much longer."""
 
-    def __init__(
-        self,
-        loop: asyncio.AbstractEventLoop,
-        interval: float,
-        window: float,
-        observe: Callable[[float], object] | None,
-    ) -> None:
-        self._loop, self._interval, self._window, self._observe = loop, interval, window, observe
-        self._late: deque[tuple[float, float]] = deque(maxlen=max(1, round(window / interval)))
-        self._due = float("inf")
+    def __init__(self, watch: LoopWatch, loop: asyncio.AbstractEventLoop) -> None:
+        self._watch, self._loop = weakref.ref(watch), loop
+        self._late: deque[tuple[float, float]] = deque(maxlen=max(1, round(watch.window / watch.interval)))
+        self._due = inf
 
-    def ask(self) -> None:
-        self._due = self._loop.time() + self._interval
+    def begin(self) -> None:
+        if self._due == inf and (watch := self._watch()) is not None:
+            self._ask(watch.interval)
+
+    def worst(self, window: float) -> float:
+        now = self._loop.time()
+        overdue = now - self._due if self._loop.is_running() else 0.0
+        return max(0.0, overdue, *(late for when, late in tuple(self._late) if when > now - window))
+
+    def _ask(self, interval: float) -> None:
+        self._due = self._loop.time() + interval
         self._loop.call_at(self._due, self._tick)
 
     def _tick(self) -> None:
+        if (watch := self._watch()) is None:
+            return
         now = self._loop.time()
         late = max(0.0, now - self._due)
         self._late.append((now, late))
-        if self._observe is not None:
-            self._observe(late)
-        self.ask()
-
-    def worst(self) -> float:
-        now = self._loop.time()
-        overdue = now - self._due if self._loop.is_running() else 0.0
-        return max(overdue, 0.0, *(late for when, late in tuple(self._late) if when > now - self._window))
+        if watch.observe is not None:
+            watch.observe(late)
+        self._ask(watch.interval)

@@ -81,7 +81,7 @@ class Metrics:
         if known is None:
             self._build(registry, tuple(buckets), clock)
             vars(registry)["_labkit_metrics"] = vars(self)
-        elif known["_buckets"] != tuple(buckets):
+        elif tuple(buckets) not in (BUCKETS, known["_buckets"]):
             raise MonitoringError(say("metrics.other_buckets"))
         else:
             self.__dict__ = known
@@ -120,12 +120,14 @@ class Metrics:
             )
             self._pool = _gauge("app_database_pool_connections", "Connections in the database pool.", ["state"])
             self._limit = _gauge("app_database_pool_limit", "Connections that the pool may open at most.")
+        except ValueError as error:
+            raise MonitoringError(say("metrics.bad_buckets", buckets=buckets)) from error
         except OSError as error:
             raise MonitoringError(say("metrics.no_folder", folder=error.filename)) from error
         self._system = SystemCollector(workers if self._together else lambda: [os.getpid()])
         self._register()
-        self._series: dict[tuple[str, str, object], Series] = {}
-        self._counted: dict[object, Callable[[], None]] = {}
+        self._series: dict[tuple[str, str, int | str], Series] = {}
+        self._counted: dict[Hashable, Callable[[], None]] = {}
         self._users = ActiveUsers(clock=clock)
         self._database = DatabaseWatch(self.track_database_query)
         self.loops = LoopWatch(self._ticked)
@@ -155,18 +157,13 @@ class Metrics:
 
     def track_database_query(self, operation: str) -> None:
         """Count one SQL statement; what is none of `database.OPERATIONS` counts as ``OTHER``."""
-        try:
-            self._counted[operation]()
-        except KeyError:
-            word = operation.upper()
-            child = self._queries.labels(word if word in OPERATIONS else "OTHER")
-            if word == operation and word in OPERATIONS:
-                self._counted[operation] = child.inc
-            child.inc()
+        word = operation.upper()
+        word = word if word in OPERATIONS else "OTHER"
+        self._bound(word, self._queries, word)()
 
     def track_cache_operation(self, operation: str, result: str) -> None:
         """Count one use of the cache, for example ``"get"`` and ``"hit"``."""
-        self._cache.labels(operation, result).inc()
+        self._bound((operation, result), self._cache, operation, result)()
 
     # What feeds them
 
@@ -232,6 +229,13 @@ class Metrics:
             multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
             registry.register(self._system)
         return generate_latest(_WithoutCreated(registry)), CONTENT_TYPE
+
+    def _bound(self, key: Hashable, counter: Counter, *labels: str) -> Callable[[], None]:
+        """``inc`` of a counter's child, looked up once."""
+        found = self._counted.get(key)
+        if found is None:
+            found = self._counted[key] = counter.labels(*labels).inc
+        return found
 
     def _follow(self, gauge: Gauge, number: Callable[[], float]) -> None:
         gauge.set_function(number)

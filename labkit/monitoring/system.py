@@ -22,7 +22,8 @@ from labkit._html import Safe, card, table
 from labkit._text import number, say
 
 LOOK = 0.2  # seconds that `overview` looks at the processors
-FULL = 90  # percent of memory or disk that the course calls degraded
+FULL = 0.9  # share of memory or disk from which the course speaks of degraded
+_STATUSES = ("running", "sleeping", "stopped", "zombie")  # those that have a word of ours; the others keep psutil's
 
 
 def workers(alive: bool = True) -> list[int]:
@@ -57,9 +58,8 @@ class SystemCollector:
                 threads.add_metric([str(pid)], count)
         yield from (cpu, memory, threads)
         spent = CounterMetricFamily("app_system_cpu_seconds", "Time of all processors.", labels=["mode"])
-        for mode, seconds in psutil.cpu_times()._asdict().items():
-            if not mode.startswith("guest"):  # contained in user and nice
-                spent.add_metric([mode], seconds)
+        for mode, seconds in _modes(psutil.cpu_times()):
+            spent.add_metric([mode], seconds)
         yield spent
         yield GaugeMetricFamily("app_system_cpus", "Processors of the machine.", psutil.cpu_count() or 1)
         machine = psutil.virtual_memory()
@@ -73,55 +73,65 @@ class SystemCollector:
     describe = collect
 
 
-@dataclass(frozen=True, slots=True, repr=False)
+@dataclass(frozen=True, slots=True, repr=False, eq=False)
 class SystemView:
     """Processes and machine at one moment.
 
     Attributes:
-        df: one row a process: ``pid, name, cpu_percent`` (of one processor, within the look), ``memory_mb, threads,
-            running_s``; this process is the first, its children follow.
-        cpus: processors of the machine; ``cpu_percent`` is their use, of 100.
-        memory_percent, disk_percent: how full they are.
-        memory_bytes, disk_bytes: how big they are.
-        load: processes that wanted a processor in the last minute, on average; None where the system does not say.
+        df: one row a process, this one first and then its children: ``pid``, ``name``, ``status`` (psutil's word:
+            ``running``, ``sleeping``, ``stopped`` ...), ``cpu`` (share of one processor while we looked),
+            ``memory_mb``, ``threads``, ``running_s``.
+        cpus: processors of the machine.
+        cpu, memory, disk: how much of them is in use, from 0 to 1.
+        memory_gb, disk_gb: how big they are, in 2**30 bytes.
+        load: processes that wanted a processor, on average over the last minute; None where the system does not say.
     """
 
     df: pd.DataFrame
     cpus: int
-    cpu_percent: float
-    memory_percent: float
-    memory_bytes: int
-    disk_percent: float
-    disk_bytes: int
+    cpu: float
+    memory: float
+    memory_gb: float
+    disk: float
+    disk_gb: float
     load: float | None
 
     @property
     def _machine(self) -> str:
-        return say(
-            "metrics.machine",
-            cpus=self.cpus,
-            cpu=self.cpu_percent / 100,
-            memory=self.memory_percent / 100,
-            memory_gb=self.memory_bytes / 2**30,
-            disk=self.disk_percent / 100,
-            disk_gb=self.disk_bytes / 2**30,
-        )
+        values = {name: getattr(self, name) for name in ("cpus", "cpu", "memory", "memory_gb", "disk", "disk_gb")}
+        load = "" if self.load is None else say("metrics.load", load=self.load)
+        return say("metrics.machine", **values) + load
+
+    def _rows(self) -> list[list[str]]:
+        return [
+            [
+                str(pid),
+                name,
+                _word(status),
+                number(cpu, ".0%"),
+                number(mb, ",.0f"),
+                number(threads),
+                number(age, ",.0f"),
+            ]
+            for pid, name, status, cpu, mb, threads, age in self.df.itertuples(index=False)
+        ]
+
+    @property
+    def _header(self) -> list[str]:
+        return [say(f"metrics.column_{name}") for name in self.df.columns]
 
     def __repr__(self) -> str:
-        return f"{self._machine}\n{self.df.to_string(index=False, float_format='{:.1f}'.format)}"
+        rows = pd.DataFrame(self._rows(), columns=self._header)
+        return f"{self._machine}\n{rows.to_string(index=False)}"
 
     def _repr_html_(self) -> Safe:
-        header = [say(f"metrics.column_{name}") for name in self.df.columns]
-        rows = [
-            [pid, name, number(cpu, ",.0f") + " %", number(mb, ",.0f") + " MB", threads, number(age, ",.0f") + " s"]
-            for pid, name, cpu, mb, threads, age in self.df.itertuples(index=False)
-        ]
-        full = max(self.memory_percent, self.disk_percent) > FULL
+        full = max(self.memory, self.disk) > FULL
         return card(
             self._machine,
-            table(header, rows, numeric=(0, 2, 3, 4, 5)),
+            table(self._header, self._rows(), numeric=(0, 3, 4, 5, 6)),
             colour=plots.VERMILION if full else plots.BLUE,
             symbol="▲" if full else "●",
+            note=say("metrics.processes"),
         )
 
 
@@ -129,36 +139,35 @@ def overview(seconds: float = LOOK) -> SystemView:
     """This process, its children (the servers that were started) and the machine.
 
     Args:
-        seconds: how long to look at the processors: their use is a share of a time. Waits for that long; call it
-            from a cell, not from a request.
+        seconds: how long to look at the processors, for their use is a share of a time. The caller waits for that
+            long: ask from a cell, not from a request.
     """
     me = psutil.Process()
     found = [me, *me.children(recursive=True)]
-    before = psutil.cpu_times()
-    spent = [_seconds(process) for process in found]
-    began = time.monotonic()
+    before, spent, began = psutil.cpu_times(), [_seconds(process) for process in found], time.monotonic()
     time.sleep(seconds)
-    took = max(time.monotonic() - began, 1e-9)
+    after, took = psutil.cpu_times(), time.monotonic() - began
     rows = []
     for process, first in zip(found, spent, strict=True):
-        with suppress(psutil.Error), process.oneshot():
-            used = 100 * max(0.0, _seconds(process) - first) / took
-            size = process.memory_info().rss / 2**20
-            age = max(0.0, time.time() - process.create_time())
-            rows.append([process.pid, process.name(), used, size, process.num_threads(), age])
+        with suppress(psutil.Error), process.oneshot():  # it may have ended by now
+            cpu = max(0.0, _seconds(process) - first) / took
+            size, age = process.memory_info().rss / 2**20, max(0.0, time.time() - process.create_time())
+            rows.append([process.pid, process.name(), process.status(), cpu, size, process.num_threads(), age])
     memory, disk = psutil.virtual_memory(), psutil.disk_usage("/")
-    load = psutil.getloadavg()[0] if hasattr(psutil, "getloadavg") else None
-    columns = ["pid", "name", "cpu_percent", "memory_mb", "threads", "running_s"]
     return SystemView(
-        df=pd.DataFrame(rows, columns=columns),
+        df=pd.DataFrame(rows, columns=["pid", "name", "status", "cpu", "memory_mb", "threads", "running_s"]),
         cpus=psutil.cpu_count() or 1,
-        cpu_percent=_use(before, psutil.cpu_times()),
-        memory_percent=memory.percent,
-        memory_bytes=memory.total,
-        disk_percent=disk.percent,
-        disk_bytes=disk.total,
-        load=load,
+        cpu=_use(before, after),
+        memory=memory.percent / 100,
+        memory_gb=memory.total / 2**30,
+        disk=disk.percent / 100,
+        disk_gb=disk.total / 2**30,
+        load=os.getloadavg()[0] if hasattr(os, "getloadavg") else None,  # psutil's needs minutes on Windows
     )
+
+
+def _word(status: str) -> str:
+    return say(f"metrics.{status}") if status in _STATUSES else status
 
 
 def _seconds(process: psutil.Process) -> float:
@@ -170,9 +179,12 @@ def _seconds(process: psutil.Process) -> float:
 
 
 def _use(before: Any, after: Any) -> float:
-    """Percent of the processors' time between two looks that was not idle."""
-    names = [name for name in before._fields if not name.startswith("guest")]
-    spent = {name: getattr(after, name) - getattr(before, name) for name in names}
-    idle = spent["idle"] + spent.get("iowait", 0.0)
-    total = sum(spent.values())
-    return 100 * max(0.0, 1 - idle / total) if total > 0 else 0.0
+    """Share of the processors' time between two looks that was not idle."""
+    spent = {mode: seconds - getattr(before, mode) for mode, seconds in _modes(after)}
+    idle, total = spent["idle"] + spent.get("iowait", 0.0), sum(spent.values())
+    return min(1.0, max(0.0, 1 - idle / total)) if total > 0 else 0.0
+
+
+def _modes(times: Any) -> list[tuple[str, float]]:
+    """What the processors did, in seconds; a guest's time is contained in ``user`` and ``nice``."""
+    return [(mode, seconds) for mode, seconds in times._asdict().items() if not mode.startswith("guest")]
