@@ -6,6 +6,8 @@
 ``DATABASE_URL``       SQLAlchemy URL of a database of your own instead of the SQLite file
 ``REDIS_URL``          URL of a Redis of your own instead of the one labkit starts
 ``LABKIT_FAKE_REDIS``  ``1``: use fakeredis even where the real server is available
+``LABKIT_LOG``         levels of the logs: ``warning``, or by component ``warning,sql=debug``; default: ``info``
+``LABKIT_LOG_FORM``    ``human`` (default) or ``json``
 =====================  ==========================================================================
 """
 
@@ -78,3 +80,13 @@ def redis_url() -> str | None:
 def fake_redis() -> bool:
     """Whether ``LABKIT_FAKE_REDIS`` forces fakeredis."""
     return os.environ.get("LABKIT_FAKE_REDIS", "") not in ("", "0")
+
+
+def log() -> str:
+    """``LABKIT_LOG``: a level, and levels of single components, separated by commas; empty if not set."""
+    return os.environ.get("LABKIT_LOG", "")
+
+
+def log_form() -> str:
+    """``LABKIT_LOG_FORM``, or ``"human"``."""
+    return os.environ.get("LABKIT_LOG_FORM") or "human"

@@ -6,13 +6,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from labkit.monitoring import checks, logs
+    from labkit.monitoring.health import Check, Health, HealthReport
     from labkit.monitoring.lag import LoopWatch
+    from labkit.monitoring.logs import Journal
     from labkit.monitoring.metrics import BUCKETS, Metrics
     from labkit.monitoring.middleware import MetricsMiddleware
     from labkit.monitoring.system import SystemView, overview
 
 _HOMES = {  # a name and the module it lives in, imported when it is first asked for
     "BUCKETS": "metrics",
+    "Check": "health",
+    "Health": "health",
+    "HealthReport": "health",
+    "Journal": "logs",
     "LoopWatch": "lag",
     "Metrics": "metrics",
     "MetricsMiddleware": "middleware",
@@ -20,7 +27,20 @@ _HOMES = {  # a name and the module it lives in, imported when it is first asked
     "overview": "system",
 }
 
-__all__ = ["BUCKETS", "LoopWatch", "Metrics", "MetricsMiddleware", "SystemView", "overview"]
+__all__ = [
+    "BUCKETS",
+    "Check",
+    "Health",
+    "HealthReport",
+    "Journal",
+    "LoopWatch",
+    "Metrics",
+    "MetricsMiddleware",
+    "SystemView",
+    "checks",
+    "logs",
+    "overview",
+]
 
 
 def __getattr__(name: str) -> Any:
