@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, Literal
 
 import pandas as pd
 
 from labkit import plots
-from labkit._html import card, table
+from labkit._html import card
 from labkit._text import duration, number, say
 from labkit.errors import MonitoringError
 from labkit.monitoring.samples import History
@@ -26,9 +28,12 @@ _KNOWN: dict[str, Expression] = {
     "p95": lambda history: history.quantile(0.95),
     "p99": lambda history: history.quantile(0.99),
 }
-# A verdict is a word, a shape and a colour; the heights of the bands tell the states apart too.
-_LOOKS = {"inactive": (plots.GREEN, "✓"), "pending": (plots.ORANGE, "…"), "firing": (plots.VERMILION, "▲")}
-_HATCHES = {"pending": "//", "firing": "xx"}
+# A state is a word, a shape, a colour and a hatching.
+LOOKS = {
+    "inactive": (plots.GREEN, "✓", ""),
+    "pending": (plots.ORANGE, "◆", "//"),
+    "firing": (plots.VERMILION, "▲", "xx"),
+}
 _MOST = 3_600  # looks and changes that are remembered
 _log = logging.getLogger("labkit.alerts")
 _log.addHandler(logging.NullHandler())  # whoever configures no logging is not written to
@@ -36,10 +41,7 @@ _log.addHandler(logging.NullHandler())  # whoever configures no logging is not w
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A change of state: the moment, from what to what, the value then (NaN if there was none).
-
-    ``resolved`` says that the alert had been firing and is over.
-    """
+    """A change of state: the moment, from what to what, the value then (NaN if there was none)."""
 
     time: float
     before: State
@@ -47,8 +49,9 @@ class Change:
     value: float
 
     @property
-    def resolved(self) -> bool:
-        return self.before == "firing"
+    def word(self) -> str:
+        """What is said of it: the new state, or ``resolved`` after ``firing``."""
+        return "resolved" if self.before == "firing" else self.after
 
 
 class Alert:
@@ -88,7 +91,7 @@ class Alert:
         self._value = expr if callable(expr) else _KNOWN[expr]
         self._show = _percent if expr == "error_rate" else duration if expr in _KNOWN else _plain
         self._since = math.nan  # the moment at which the value came above the threshold
-        self._looks: deque[tuple[float, float, State]] = deque(maxlen=_MOST)
+        self._seen: deque[tuple[float, float, State]] = deque(maxlen=_MOST)
 
     def evaluate(self, history: History, at: float | None = None) -> State:
         """Look once and return the state.
@@ -104,52 +107,88 @@ class Alert:
             if before == "inactive":
                 self._since = at
             self.state = "firing" if before == "firing" or at - self._since >= self.for_ else "pending"
-        self._looks.append((at, value, self.state))
+        self._seen.append((at, value, self.state))
         if self.state != before:
             self._tell(Change(at, before, self.state, value))
         return self.state
 
     def _tell(self, change: Change) -> None:
         self.changes.append(change)
-        word = "resolved" if change.resolved else change.after
         level = logging.WARNING if change.after == "firing" else logging.INFO
-        fields = {"alert": self.name, "state": word, "value": change.value, "threshold": self.above}
-        _log.log(level, "%s is %s: %s = %.6g, threshold %.6g", self.name, word, self.expr, change.value, self.above,
-                 extra=fields)  # fmt: skip
+        fields = {"alert": self.name, "state": change.word, "value": change.value, "threshold": self.above}
+        text = "%s is %s: %s = %.6g, threshold %.6g"
+        _log.log(level, text, self.name, change.word, self.expr, change.value, self.above, extra=fields)
 
     @property
     def value(self) -> float:
         """The value at the last look; NaN if there was none."""
-        return self._looks[-1][1] if self._looks else math.nan
+        return self._seen[-1][1] if self._seen else math.nan
 
     @property
     def df(self) -> pd.DataFrame:
         """One row a look: ``time`` (seconds of the clock), ``value``, ``state``."""
-        return pd.DataFrame(list(self._looks), columns=["time", "value", "state"])
+        return pd.DataFrame(list(self._seen), columns=["time", "value", "state"])
 
     def plot(self) -> plots.Figure:
         """The value against the threshold, over time; the states as bands."""
-        looks = list(self._looks)
-        start = looks[0][0] if looks else 0.0
-        times = [moment - start for moment, _, _ in looks]
+        runs = self._runs()
+        start, scale = runs[0][1] if runs else 0.0, 100.0 if self._show is _percent else 1.0
+        seen = pd.DataFrame([(moment - start, scale * value) for moment, value, _ in self._seen], columns=["x", "y"])
 
         def draw(ax: Any) -> None:
-            ax.plot(times, [value for _, value, _ in looks], color=plots.BLUE)
-            ax.axhline(self.above, color=plots.BLACK, linestyle="--", linewidth=1.2)
-            ax.set_xlabel(say("watch.axis_time"))
+            for state, since, until in runs:
+                colour, symbol, hatch = LOOKS[state]
+                known = f"{symbol} {state}" in ax.get_legend_handles_labels()[1]
+                ax.axvspan(since - start, until - start, facecolor=f"{colour}2b", edgecolor=f"{colour}66", hatch=hatch,
+                           linewidth=0, label=None if known else f"{symbol} {state}")  # fmt: skip
+            ax.plot(seen["x"], seen["y"], "o-", color=plots.BLUE, markersize=3, label=self.expr)
+            label = say("watch.threshold", value=self._show(self.above))
+            ax.axhline(scale * self.above, color=plots.BLACK, linestyle="--", linewidth=1.4, label=label)
+            ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+            unit = f"{self.expr} (%)" if scale > 1 else self.expr
+            ax.set(xlabel=say("watch.time_axis"), ylabel=unit, ylim=(min(0, seen["y"].min()), None))
+            plots.numbers(ax.xaxis)
+            (plots.durations if self._show is duration else plots.numbers)(ax.yaxis)
 
-        return plots.figure(draw, title=repr(self), alt=say("watch.alert_alt", says=repr(self)), data=self.df)
+        title = self._finding(runs)
+        return plots.figure(draw, title=title, alt=say("watch.alert_alt", says=title), data=self._table())
+
+    def _runs(self) -> list[tuple[State, float, float]]:
+        """The states one after the other, each from its first look to that of the next."""
+        runs = [(state, next(looks)[0]) for state, looks in groupby(self._seen, itemgetter(2))]
+        ends = [*(since for _, since in runs[1:]), *(moment for moment, _, _ in list(self._seen)[-1:])]
+        return [(state, since, until) for (state, since), until in zip(runs, ends, strict=True)]
+
+    def _finding(self, runs: list[tuple[State, float, float]]) -> str:
+        fired = sum(until - since for state, since, until in runs if state == "firing")
+        times = Counter(state for state, _, _ in runs)
+        if times["firing"]:
+            return say("watch.fired", name=self.name, times=times["firing"], seconds=duration(fired))
+        return say("watch.not_fired", name=self.name, pending=times["pending"])
+
+    def _table(self) -> pd.DataFrame:
+        start = self._seen[0][0] if self._seen else 0.0
+        words = (say("watch.column_time_s"), say("watch.column_state"), say("watch.column_value"))
+        return pd.DataFrame(
+            [
+                (
+                    number(change.time - start, ",.1f"),
+                    change.word,
+                    "–" if math.isnan(change.value) else self._show(change.value),
+                )
+                for change in self.changes
+            ],
+            columns=words,
+        )
 
     def __repr__(self) -> str:
-        rule = say(
-            "watch.rule", expr=self.expr, above=self._show(self.above), for_=duration(self.for_) if self.for_ else "0 s"
-        )
-        return say("watch.alert", name=self.name, state=self.state, rule=rule)
+        rule = {"name": self.name, "state": self.state, "expr": self.expr, "above": self._show(self.above)}
+        return say("watch.alert_for", seconds=duration(self.for_), **rule) if self.for_ else say("watch.alert", **rule)
 
     def _repr_html_(self) -> str:
-        colour, symbol = _LOOKS[self.state]
-        rows = [[number(change.time), change.after] for change in self.changes]
-        return card(repr(self), table(["", ""], rows) if rows else "", colour=colour, symbol=symbol)
+        colour, symbol, _ = LOOKS[self.state]
+        body = plots.frame(self._table()) if self.changes else say("watch.no_changes")
+        return card(repr(self), body, colour=colour, symbol=symbol)
 
 
 def _percent(value: float) -> str:

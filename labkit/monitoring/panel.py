@@ -1,50 +1,36 @@
-"""A first panel: how many requests, how many errors, how long, and the hit rate of the cache, while it happens."""
+"""A first panel: how many requests, how many fail, how long they take, what the cache answers; while it happens."""
 
 from __future__ import annotations
 
+import base64
 import math
 import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import copy_context
-from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+import numpy as np
 import pandas as pd
 
 from labkit import plots
+from labkit._html import card, tag
 from labkit._text import duration, number, say
 from labkit.errors import MonitoringError
-from labkit.monitoring.alert import Alert
-from labkit.monitoring.samples import COURSE, DURATION, REQUESTS, History, Snapshot, histogram_quantile
+from labkit.monitoring._charts import NAMES, Canvas, charts
+from labkit.monitoring.alert import LOOKS, Alert
+from labkit.monitoring.samples import CACHE, DURATION, GETS, REQUESTS, History, Snapshot, histogram_quantile, share
 
-CLASSES = ("2xx", "3xx", "4xx", "5xx")
-_MOST = 600  # looks that are remembered
-_PART = 0.1  # of the time at most that looking and drawing may take
+_BUCKETS = f"{DURATION}_bucket"
+_TOLD_APART = {REQUESTS: "status", _BUCKETS: "le", CACHE: "result"}
+_MOST = 1_200  # looks that are remembered
+_FRAME = 1.0  # seconds between two pictures
+_PART = 0.1  # of a core at most, for looking and drawing: the load that is looked at needs it
 
-
-@dataclass(frozen=True, slots=True)
-class Look:
-    """What the panel saw at one moment, over the window before it.
-
-    Attributes:
-        time_s: seconds since the panel's first look.
-        per_s: requests a second, of each class of status.
-        errors: share of the requests answered with a 5xx; NaN without requests, as what follows.
-        p50_s, p95_s, p99_s: percentiles of the duration, as far as the buckets tell.
-        hit_rate: share of the cache's look-ups that were hits.
-    """
-
-    time_s: float
-    per_s: dict[str, float]
-    errors: float
-    p50_s: float
-    p95_s: float
-    p99_s: float
-    hit_rate: float
+Bundle = tuple[dict[str, Any], dict[str, Any]]  # what a notebook shows: data and metadata by MIME type
 
 
 class Panel:
@@ -57,18 +43,17 @@ class Panel:
             lab.load("/performance/fast-endpoint")
 
     In a notebook the picture below the cell is refreshed while the cell runs, and the last one stays. Elsewhere the
-    panel only looks.
+    panel only looks. The curves are what PromQL says (``samples``), the title counts everything since the first look.
 
     Args:
         source: a Metrics, or any registry of prometheus_client that has the course's names.
-        every: seconds between two looks, at least: looking and drawing take a tenth of the time at most.
-        window: seconds that each rate looks back on.
+        every: seconds between two looks; more where looking and drawing would take over a tenth of a core.
+        window: seconds that each rate looks back on; Prometheus' advice is four looks or more.
         alerts: evaluated at every look.
         clock: in seconds.
 
     Attributes:
-        history: the snapshots of the last while, for PromQL's functions.
-        looks: what was seen.
+        history: the last snapshots, for PromQL's functions.
 
     Raises:
         MonitoringError: if the source is no registry or does not count requests by the course's name.
@@ -78,117 +63,146 @@ class Panel:
         self,
         source: Any,
         *,
-        every: float = 1.0,
-        window: float = 5.0,
+        every: float = 0.5,
+        window: float = 3.0,
         alerts: Sequence[Alert] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if not every > 0:
+        if not 0 < every < math.inf:
             raise MonitoringError(say("watch.bad_number", name="every", value=every))
-        self.alerts, self.history, self.looks = tuple(alerts), History(window), deque[Look](maxlen=_MOST)
+        if not Snapshot.known(source, REQUESTS):
+            raise MonitoringError(say("watch.no_requests", name=REQUESTS))
+        self.alerts, self.history = tuple(alerts), History(window)
         self._source, self._every, self._clock = source, every, clock
-        self._start = math.nan
-        self.sample()
+        self._begin()
 
-    def sample(self) -> Look:
+    def _begin(self) -> None:
+        self._start: float | None = None
+        self._counts = {name: Counter[str]() for name in _TOLD_APART}
+        self._seen = deque[tuple[float, ...]](maxlen=_MOST)
+
+    def sample(self) -> None:
         """Look once, now."""
-        snapshot = Snapshot.of(self._source, *COURSE, clock=self._clock)
-        if math.isnan(self._start):
-            self._start = snapshot.time
-        self.history.add(snapshot)
-        rates = self.history.rates(REQUESTS, ("status",))
-        per_s = {name: sum(v for (s,), v in rates.items() if s[:1] == name[0]) for name in CLASSES}
-        buckets = [(float(le), v) for (le,), v in self.history.rates(f"{DURATION}_bucket", ("le",)).items()]
-        p50, p95, p99 = (histogram_quantile(q, buckets) for q in (0.5, 0.95, 0.99))
-        look = Look(
-            snapshot.time - self._start, per_s, self.history.error_rate(), p50, p95, p99, self.history.hit_rate()
-        )
-        self.looks.append(look)
+        now, before = Snapshot.of(self._source, *_TOLD_APART, clock=self._clock), self.history.last
+        if self._start is None:
+            self._start = now.time
+        else:
+            for name, label in _TOLD_APART.items():
+                self._counts[name].update(now.since(before, name, label))
+        self.history.add(now)
+        classes = dict.fromkeys("2345", 0.0)
+        for (status,), value in self.history.rates(REQUESTS, ("status",)).items():
+            classes[status[:1]] = classes.get(status[:1], 0.0) + value
+        quantiles = _quantiles({le: value for (le,), value in self.history.rates(_BUCKETS, ("le",)).items()})
+        per_s = (classes[first] for first in "2345")
+        shares = self.history.error_rate(), self.history.hit_rate()
+        self._seen.append((now.time - self._start, *per_s, shares[0], *quantiles, shares[1]))
         for alert in self.alerts:
             alert.evaluate(self.history)
-        return look
 
     @contextmanager
     def live(self) -> Iterator[Self]:
-        """Look every second or so while the block runs, and refresh the picture in a notebook."""
-        over, show, wrong = threading.Event(), _screen(), list[BaseException]()
+        """Begin anew, and look again and again while the block runs; in a notebook with a picture, once a second.
 
-        def look() -> None:
-            pause = self._every
+        Raises:
+            Exception: what looking raised, if the block itself did not.
+        """
+        over, wrong, show, canvas = threading.Event(), list[Exception](), _screen(), Canvas()
+        self._begin()
+        self.sample()
+        show(self._frame, canvas)
+
+        def watch() -> None:
+            shown, pause = time.monotonic(), self._every
             try:
                 while not over.wait(pause):
-                    began = time.perf_counter()
+                    began = time.thread_time()
                     self.sample()
-                    show(self.plot())
-                    pause = max(self._every, (time.perf_counter() - began) / _PART)
+                    if time.monotonic() - shown >= _FRAME:
+                        shown = time.monotonic()
+                        show(self._frame, canvas)
+                    pause = max(self._every, (time.thread_time() - began) / _PART)
             except Exception as error:
                 wrong.append(error)
 
-        self.sample()
-        show(self.plot())
-        thread = threading.Thread(target=copy_context().run, args=(look,), name="labkit panel", daemon=True)
+        # In the caller's context, by which a notebook knows the cell that the picture belongs to.
+        thread = threading.Thread(target=copy_context().run, args=(watch,), name="labkit panel", daemon=True)
         thread.start()
         try:
             yield self
         finally:
             over.set()
             thread.join()
-            self.sample()
-            show(self.plot())
+            if not wrong:
+                self.sample()
+            show(lambda: self.plot()._repr_mimebundle_())
         if wrong:
             raise wrong[0]
 
+    def _frame(self, canvas: Canvas) -> Bundle:
+        title = repr(self)
+        picture = base64.b64encode(canvas.png(np.array(self._seen), title)).decode()
+        # Its size is known before it is decoded: what stands below does not jump.
+        attributes = {"src": f"data:image/png;base64,{picture}", "width": canvas.width, "height": canvas.height}
+        alt = say("watch.panel_alt", says=title)
+        image = tag("img", "", "max-width:100%;height:auto;border-radius:4px", alt=alt, decoding="sync", **attributes)
+        return {"text/plain": title, "text/html": image.removesuffix("</img>")}, {}
+
     @property
     def df(self) -> pd.DataFrame:
-        """One row a look, see ``Look``; requests a second as ``2xx_per_s`` and so on."""
-        rows = []
-        for look in self.looks:
-            row = asdict(look)
-            row.update({f"{name}_per_s": value for name, value in row.pop("per_s").items()})
-            rows.append(row)
-        return pd.DataFrame(rows)
+        """One row a look since ``live`` began, reckoned over the window before it; NaN if there was nothing to reckon.
+
+        ``time_s``: seconds since the first look. ``status_2xx`` ... ``status_5xx``: requests a second. ``errors``:
+        share of the requests that were answered with a 5xx. ``p50_s``, ``p95_s``, ``p99_s``: percentiles of their
+        duration, as fine as the buckets are. ``hit_rate``: share of the cache's look-ups that were hits.
+        """
+        return pd.DataFrame(list(self._seen), columns=list(NAMES))
 
     def plot(self) -> plots.Figure:
-        """The picture as it is now."""
-        looks = list(self.looks)
-        times = [look.time_s for look in looks]
+        """The picture as it is now, with its table.
 
-        def draw(axes: Any) -> None:
-            rate, took, part = axes
-            for name in CLASSES:
-                rate.plot(times, [look.per_s[name] for look in looks], label=name)
-            for name in ("p50_s", "p95_s", "p99_s"):
-                took.plot(times, [getattr(look, name) for look in looks], label=name)
-            part.plot(times, [look.errors for look in looks])
-            part.plot(times, [look.hit_rate for look in looks])
-
-        return plots.figure(
-            draw,
-            title=repr(self),
-            alt=say("watch.panel_alt", says=repr(self)),
-            data=self.df,
-            size=(11.0, 3.4),
-            panels=3,
-        )
+        Raises:
+            MonitoringError: if the panel has not looked yet.
+        """
+        if not self._seen:
+            raise MonitoringError(say("watch.no_looks"))
+        return charts(np.array(self._seen), repr(self))[0]
 
     def __repr__(self) -> str:
-        look = self.looks[-1]
-        return say(
-            "watch.panel", per_s=sum(look.per_s.values()), errors=number(look.errors, ".1%"), p95=duration(look.p95_s)
-        )
+        statuses, gets = self._counts[REQUESTS], {result: self._counts[CACHE][result] for result in GETS}
+        if count := sum(statuses.values()):
+            failed, hit_rate = share(statuses, lambda status: status.startswith("5")), share(gets, "hit".__eq__)
+            p95 = _quantiles(self._counts[_BUCKETS])[1]
+            says = [say("watch.panel", count=round(count), failed=failed)]
+            says += [] if math.isnan(p95) else [f"p95 {duration(p95)}"]
+            says += [] if math.isnan(hit_rate) else [f"hit rate {number(hit_rate, '.0%')}"]
+        else:
+            says = [say("watch.panel_none")]
+        says += [
+            f"{LOOKS[each.state][1]} {each.name}: {each.state}" for each in self.alerts if each.state != "inactive"
+        ]
+        return " · ".join(says)
+
+    def _repr_html_(self) -> str:
+        return card(repr(self), say("watch.panel_card", looks=len(self._seen), window=self.history.window))
 
 
-def _screen() -> Callable[[plots.Figure], None]:
-    """What shows a picture, always in the same place; outside of a notebook nothing does."""
+def _quantiles(buckets: Mapping[str, float]) -> list[float]:
+    bounds = [(float(bound), value) for bound, value in buckets.items()]
+    return [histogram_quantile(q, bounds) for q in (0.50, 0.95, 0.99)]
+
+
+def _screen() -> Callable[..., None]:
+    """What makes and shows a picture, always in the same place; outside of a notebook it does nothing."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None
     if ipython is None or not hasattr(shell, "kernel"):
-        return lambda picture: None
+        return lambda make, *arguments: None
     handle: Any = None
 
-    def show(picture: plots.Figure) -> None:
+    def show(make: Callable[..., Bundle], *arguments: Any) -> None:
         nonlocal handle
-        data, metadata = picture._repr_mimebundle_()
+        data, metadata = make(*arguments)
         if handle is None:
             handle = ipython.display.display(data, metadata=metadata, raw=True, display_id=True)
         else:

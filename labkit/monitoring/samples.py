@@ -29,8 +29,7 @@ Where = str | Pattern[str]  # what a label has to be: ``label="..."`` or, compil
 REQUESTS = "app_requests_total"
 DURATION = "app_request_duration_seconds"
 CACHE = "app_cache_operations_total"
-COURSE = (REQUESTS, f"{DURATION}_bucket", CACHE)
-_GETS = ("hit", "miss", "stale", "bypass", "error")  # results of asking the cache for something
+GETS = ("hit", "miss", "stale", "bypass", "error")  # results of asking the cache for something
 
 
 def increase(points: Points, window: float, at: float) -> float:
@@ -124,21 +123,20 @@ class Snapshot:
 
         Args:
             source: a CollectorRegistry of prometheus_client, or a Metrics.
-            names: of the samples to take, as they are exported (``app_requests_total``); all by default.
+            names: of the samples to take, as they are exported (``app_requests_total``); by default all but
+                ``_created``, which are moments.
             clock: for the moment.
 
         Raises:
             MonitoringError: if the source is none.
         """
-        registry = getattr(source, "registry", source)
-        if not hasattr(registry, "collect"):
-            raise MonitoringError(say("watch.no_registry", type=type(source).__name__))
+        registry = _registry(source)
         if names and hasattr(registry, "restricted_registry"):
             registry = registry.restricted_registry(list(names))
         values: dict[str, dict[Labels, float]] = {}
         for family in registry.collect():
             for sample in family.samples:
-                if not names or sample.name in names:
+                if sample.name in names if names else not sample.name.endswith("_created"):
                     labels = tuple(sorted(sample.labels.items()))
                     values.setdefault(sample.name, {})[labels] = float(sample.value)
         return cls(clock(), values)
@@ -149,9 +147,28 @@ class Snapshot:
             if _fits(labels, where):
                 yield labels, value
 
+    def since(self, before: Snapshot, name: str, by: str) -> dict[str, float]:
+        """By how much counters grew since an earlier snapshot, summed by one label.
+
+        Unlike PromQL's ``increase`` it is exact: it knows the first value of a series that was not there before, and
+        guesses nothing beyond the two snapshots. What is below its earlier value began anew at 0.
+        """
+        grown: dict[str, float] = {}
+        earlier = before.values.get(name, {})
+        for labels, value in self.values.get(name, {}).items():
+            base = earlier.get(labels, 0.0)
+            group = dict(labels).get(by, "")
+            grown[group] = grown.get(group, 0.0) + (value - base if value >= base else value)
+        return grown
+
     def total(self, name: str, **where: Where) -> float:
         """The sum of those series: ``sum(name{label="..."})``; 0 without any."""
         return math.fsum(value for _, value in self.series(name, **where))
+
+    @staticmethod
+    def known(source: Any, name: str) -> bool:
+        """Whether a registry has a metric that exports this name, be it without any series yet."""
+        return any(name in (family.name, f"{family.name}_total") for family in _registry(source).collect())
 
     @property
     def df(self) -> pd.DataFrame:
@@ -165,6 +182,13 @@ class Snapshot:
 
     def __repr__(self) -> str:
         return say("watch.snapshot", series=sum(map(len, self.values.values())), names=len(self.values))
+
+
+def _registry(source: Any) -> Any:
+    registry = getattr(source, "registry", source)
+    if not hasattr(registry, "collect"):
+        raise MonitoringError(say("watch.no_registry", type=type(source).__name__))
+    return registry
 
 
 def _fits(labels: Labels, where: Mapping[str, Where]) -> bool:
@@ -253,14 +277,15 @@ class History:
     def error_rate(self, *, window: float | None = None, at: float | None = None) -> float:
         """The share of the requests that were answered with a 5xx, 0 to 1; NaN without requests."""
         found = self.rates(REQUESTS, ("status",), window=window, at=at)
-        return _share(found, lambda status: status.startswith("5"))
+        return share({status: value for (status,), value in found.items()}, lambda status: status.startswith("5"))
 
     def hit_rate(self, *, window: float | None = None, at: float | None = None) -> float:
         """The share of the look-ups that the cache could answer, 0 to 1; NaN without any. Stale is no hit."""
         found = self.rates(CACHE, ("result",), window=window, at=at)
-        return _share({key: value for key, value in found.items() if key[0] in _GETS}, "hit".__eq__)
+        return share({result: value for (result,), value in found.items() if result in GETS}, "hit".__eq__)
 
 
-def _share(found: Mapping[tuple[str, ...], float], counts: Callable[[str], bool]) -> float:
-    whole = sum(found.values())
-    return sum(value for (label,), value in found.items() if counts(label)) / whole if whole > 0 else math.nan
+def share(amounts: Mapping[str, float], counts: Callable[[str], bool]) -> float:
+    """The part of the whole that ``counts``; NaN of nothing."""
+    whole = sum(amounts.values())
+    return sum(amount for label, amount in amounts.items() if counts(label)) / whole if whole > 0 else math.nan
