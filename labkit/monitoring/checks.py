@@ -14,15 +14,16 @@ from redis import connection as redis_connection
 from redis.backoff import NoBackoff
 from redis.connection import ConnectionPool
 from redis.retry import Retry
-from sqlalchemy import Engine, event
+from sqlalchemy import Engine, QueuePool, event
 from sqlalchemy.util import greenlet_spawn
 
-from labkit.monitoring.health import Check
-from labkit.monitoring.logs import mask
+from labkit.monitoring._entry import mask
+from labkit.monitoring._turns import Check
 
 FULL = 90.0  # percent of memory or disk, from the course
 LATE = 0.25  # seconds that an event loop may be late
-_PATIENCE = 0.4  # seconds, a little less than a check's limit: then the log has the driver's own words
+_PATIENCE = 0.8  # of a check's limit, for the client below it: then the log has its own words
+_LIBPQ = ("psycopg", "psycopg2")
 _asking = ContextVar("labkit_asking", default=False)
 _SHORTEST = 2  # seconds, libpq's least; without it a connection that nobody answers is waited for 130 s
 
@@ -53,7 +54,7 @@ def _ask(engine: Engine) -> None:
     file = engine.url.database
     if sqlite and file and file != ":memory:" and not file.startswith("file:") and not Path(file).exists():
         raise FileNotFoundError(f"no such database: {file}")  # SQLite would make an empty one
-    if engine.dialect.name == "postgresql" and not event.contains(engine, "do_connect", _hurry):
+    if engine.dialect.driver in _LIBPQ and not event.contains(engine, "do_connect", _hurry):
         event.listen(engine, "do_connect", _hurry)
     _asking.set(True)
     pool = engine.pool.recreate()  # the same way to connect, but none of its connections
@@ -65,7 +66,7 @@ def _ask(engine: Engine) -> None:
             else:
                 engine.dialect.do_ping(connection)
         finally:
-            connection.invalidate()
+            connection.close()
     finally:
         pool.dispose()
 
@@ -80,7 +81,7 @@ def cache(client: Any, *, name: str = "cache", critical: bool = False, limit: fl
 
     def probe() -> Any:
         found = _given(client)
-        own = _own(found)
+        own = _own(found, limit * _PATIENCE)
         if own is None:
             return _pinged(found)
         with closing(own):
@@ -100,11 +101,11 @@ async def _pinged(client: Any) -> None:
         await answer
 
 
-def _own(client: Any) -> Redis | RedisCluster | None:
+def _own(client: Any, patience: float) -> Redis | RedisCluster | None:
     """A client with one connection to the same server."""
     options: dict[str, Any] = {
-        "socket_timeout": _PATIENCE,
-        "socket_connect_timeout": _PATIENCE,
+        "socket_timeout": patience,
+        "socket_connect_timeout": patience,
         "retry": Retry(NoBackoff(), 0),
     }
     url = client if isinstance(client, str) else client.address() if hasattr(client, "address") else None
@@ -182,7 +183,7 @@ def pool(engine: Any, *, name: str = "pool", limit: float = 0.5) -> Check:
 
     def probe() -> Mapping[str, Any]:
         own = _given(engine).pool
-        if not hasattr(own, "checkedout") or not hasattr(own, "timeout"):
+        if not isinstance(own, QueuePool) or own._max_overflow < 0:
             return {}  # it has no bounds
         used, most = own.checkedout(), own.size() + own._max_overflow
         return {"in_use": used, "limit": most, "status": "degraded" if used >= most else "healthy"}
