@@ -1,8 +1,8 @@
 """What of a Lab can be broken: its Redis, its database, the disk that its application looks at.
 
 A server of the Lab's own is killed, frozen and slowed for real. A SQLite file has no server: there ``database_down``
-is played for the Lab's requests, and ``database_frozen`` is another connection that locks the file. A disk is not
-filled either: the application is told that it is full.
+is played, for whoever asks by SQLAlchemy, and ``database_frozen`` is another connection that locks the file. A disk
+is not filled either: the application is told that it is full.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import make_url
 
+from labkit import faults
 from labkit._outages import Line, Part
 from labkit._supplies import Supplies
 from labkit._text import number, say
 from labkit.errors import ServiceError
-from labkit.faults import RoundTrip
 from labkit.services.redis import RedisServer
 from labkit.services.server import Server
 
@@ -26,15 +26,14 @@ FULL = 97.0  # per cent, past the 90 from which a health check warns
 PATIENCE = 5.0  # seconds that whoever uses a file has to leave it, before it cannot be locked
 
 
-def parts(supplies: Supplies, app: Any, trip: RoundTrip) -> list[Part]:
+def parts(supplies: Supplies, app: Any) -> list[Part]:
     """Whatever of a Lab can be broken.
 
     Args:
         supplies: its servers.
         app: its application.
-        trip: the way from its requests to the database.
     """
-    return [Redis(lambda: supplies.redis), Database(supplies, app, trip), Disk(app)]
+    return [Redis(lambda: supplies.redis), Database(supplies, app), Disk(app)]
 
 
 class Hand:
@@ -122,9 +121,9 @@ class Database(Part):
 
     names = DOWN, FROZEN = "database_down", "database_frozen"
 
-    def __init__(self, supplies: Supplies, app: Any, trip: RoundTrip) -> None:
-        self._supplies, self._app, self._trip = supplies, app, trip
-        self._hand = Hand()
+    def __init__(self, supplies: Supplies, app: Any) -> None:
+        self._supplies, self._app, self._hand = supplies, app, Hand()
+        self._cut: Path | None = None
         self._lock: sqlite3.Connection | None = None
 
     def _file(self) -> Path:
@@ -154,7 +153,12 @@ class Database(Part):
         if (server := self._supplies.postgres) is not None:
             self._hand.settle(server, _wish(wished, self.DOWN, self.FROZEN), closing)
             return
-        self._trip.gone = self._file() if self.DOWN in wished else None
+        if self.DOWN in wished and self._cut is None:
+            faults.cut_off(file := self._file())
+            self._cut = file
+        elif self.DOWN not in wished and self._cut is not None:
+            faults.restore(self._cut)
+            self._cut = None
         if self.FROZEN in wished:
             self._lock = self._lock or _locked(self._file())
         elif self._lock is not None:
@@ -169,7 +173,7 @@ class Database(Part):
             self._file()
         except ServiceError:
             return []
-        if self._trip.gone:
+        if self._cut:
             return [_database_line("down", say("faults.simulated"))]
         return [_database_line("well" if self._lock is None else "frozen")]
 

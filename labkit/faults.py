@@ -1,9 +1,9 @@
 """The way from a Lab's requests to the database, made worse on purpose: by a round trip a statement, or cut off.
 
 A database in the same process answers in microseconds, so that a thousand statements cost next to nothing;
-over a network each pays a round trip. Nor can a file go down as a server does. The listeners below stand on
-SQLAlchemy's ``Engine`` class, work for every engine, sync and async, and act only inside a Lab's request. They also
-count its statements, and hold them to its time limit.
+over a network each pays a round trip. The listeners below stand on SQLAlchemy's ``Engine`` class, work for
+every engine, sync and async, and act only inside a Lab's request. They also count its statements, and hold
+them to its time limit. A file that is cut off, which no file can be in earnest, is so for the whole process.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from labkit.errors import MeasurementError, RequestTimeout
 
 SQLITE_MS = 0.5  # a round trip within a data centre
 _OWNER = "labkit_flight"
+_gone: list[Path] = []  # SQLite files that are cut off, once for each time
 _TIMER = 0.00025  # seconds that a timer may be late; what is more was spent waiting for the processor
 
 
@@ -33,10 +34,7 @@ class RoundTrip:
     Attributes:
         chosen: milliseconds that were asked for; None for the default (0.5 for SQLite, else nothing added).
         seen: names of the databases that were asked under it.
-        gone: the SQLite file that is out of reach, if one is.
     """
-
-    gone: Path | None = None
 
     def __init__(self, ms: float | None = None) -> None:
         self.chosen = ms
@@ -132,13 +130,39 @@ def _interrupt(driver: Any) -> None:
         driver.cancel_safe(timeout=0.2)  # an async driver does this itself when its task is cancelled
 
 
+def cut_off(file: Path) -> None:
+    """From now on nobody reaches this SQLite file by SQLAlchemy: neither requests, nor health checks, nor cells.
+
+    Connecting and statements raise the driver's OperationalError. The file itself is not touched.
+
+    Args:
+        file: resolved.
+    """
+    _gone.append(file)
+
+
+def restore(file: Path) -> None:
+    """Take one ``cut_off`` back."""
+    _gone.remove(file)
+
+
+def _refuse(database: Any, dialect: Any) -> None:
+    if dialect.name == "sqlite" and database and (file := Path(str(database)).resolve()) in _gone:
+        raise dialect.loaded_dbapi.OperationalError(f"unable to open database file {str(file)!r} (simulated outage)")
+
+
+def _connecting(dialect: Any, record: Any, words: Any, options: Any) -> None:
+    if _gone and words:
+        _refuse(words[0], dialect)
+
+
 def _before(connection: Any, cursor: Any, statement: str, values: Any, context: Any, many: bool) -> None:
+    if _gone:
+        _refuse(connection.engine.url.database, connection.dialect)
     flight = current.get()
     if flight.__class__ is not Request:
         return
     assert isinstance(flight, Request)
-    if flight.trip.gone:
-        _refuse(flight.trip.gone, connection.engine.url.database, connection.dialect)
     flight._count += 1
     if time.monotonic() > flight.deadline:
         raise flight.late()
@@ -158,18 +182,6 @@ def _before(connection: Any, cursor: Any, statement: str, values: Any, context: 
             time.sleep(pause)
         # A timer rings a tenth of a millisecond late; taken off the next pause, it leaves the promised time on average.
         flight.late_by = min(max(0.0, time.monotonic() - begun - pause), _TIMER)
-
-
-def _connecting(dialect: Any, record: Any, words: Any, options: Any) -> None:
-    flight = current.get()
-    if isinstance(flight, Request) and flight.trip.gone and words:
-        _refuse(flight.trip.gone, words[0], dialect)
-
-
-def _refuse(gone: Path, database: Any, dialect: Any) -> None:
-    """Raise what the driver would if the file were out of reach; SQLAlchemy makes its OperationalError of it."""
-    if dialect.name == "sqlite" and database and Path(str(database)).resolve() == gone:
-        raise dialect.loaded_dbapi.OperationalError(f"unable to open database file {str(gone)!r} (simulated outage)")
 
 
 async def _pause(seconds: float) -> None:

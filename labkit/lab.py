@@ -85,7 +85,7 @@ class Lab(Measurements):
             self._loop = LoopThread(self._client.live, limit=time_limit)
             opened.callback(self._loop.close)
             self._loop.start()
-            self._outages = _outages.Outages(_broken.parts(supplies, self.app, trip))
+            self._outages = _outages.Outages(_broken.parts(supplies, self.app))
             self._switchboard = Switchboard(self._outages, self.app)
             opened.callback(self._outages.close)  # before the application's end, which may ask Redis
             self._opened = opened.pop_all()

@@ -28,7 +28,7 @@ def create_app(
     database_url: str | None = None,
     redis_url: str | None = None,
     data_folder: Path | None = None,
-    monitored: bool = False,  # True as soon as labkit.monitoring is whole
+    monitored: bool = True,
 ) -> FastAPI:
     """The blog as a FastAPI application; ``uvicorn --factory labkit.blog:create_app`` serves it.
 

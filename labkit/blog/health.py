@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter, FastAPI
+
+from labkit.monitoring import logs
+from labkit.monitoring.setup import monitor
 
 router = APIRouter(prefix="/health", tags=["health"])
 
@@ -15,6 +20,10 @@ async def health() -> dict[str, str]:
 
 def watch(app: FastAPI) -> None:
     """Monitor the blog: its requests, statements, cache and health."""
-    from labkit.monitoring.setup import monitor
-
     monitor(app, engine=lambda: app.state.engine, cache=app.state.cache)
+
+    def observe(event: Any) -> None:
+        app.state.metrics.on_cache(event)
+        logs.cache_observer(event)
+
+    app.state.cache_observer = observe
