@@ -6,6 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -224,7 +225,8 @@ class Metrics:
         if self._together:
             self._publish()
             for gone in workers(alive=False):
-                multiprocess.mark_process_dead(gone)  # type: ignore[no-untyped-call]
+                with suppress(OSError):  # another worker was quicker
+                    multiprocess.mark_process_dead(gone)  # type: ignore[no-untyped-call]
             registry = CollectorRegistry()
             multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
             registry.register(self._system)
