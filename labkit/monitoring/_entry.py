@@ -21,7 +21,7 @@ _STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName",
 # nothing but colons would take minutes.
 _ADDRESS = re.compile(r"(://[^\s:/?#@]{0,128}:)(?:[^\s/?#]{0,256}|(?!\d{1,5}[/?#])[^\s@]{0,256})@")
 _NAMED = re.compile(
-    r"""(?i)(?<![a-z])(password|passwd|pwd)(["']?\s?[=:]\s?)('[^'\n]{0,256}'|"[^"\n]{0,256}"|[^\s&;,'")}\]]{1,256})"""
+    r"""(?i)(password|passwd|pwd)(["']?\s?[=:]\s?)('[^'\n]{0,256}'|"[^"\n]{0,256}"|[^\s&;,'")}\]]{1,256})"""
 )
 
 
@@ -29,7 +29,8 @@ def mask(text: str) -> str:
     """The text with ``***`` in place of the password of every address, and of ``password=...``."""
     if "://" in text:
         text = _ADDRESS.sub(r"\1***@", text)
-    return _NAMED.sub(r"\1\2***", text)
+    lower = text.lower()  # most lines have neither, and a look is ten times as fast as the expression
+    return _NAMED.sub(r"\1\2***", text) if "passw" in lower or "pwd" in lower else text
 
 
 @dataclass(frozen=True, slots=True)
