@@ -18,7 +18,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from labkit import _apps, _broken, _outages, _supplies, asgi, faults
+from labkit import _apps, _broken, _outages, _supplies, _watching, asgi, faults
 from labkit._client import Client
 from labkit._loop import LoopThread
 from labkit._measurements import Measurements
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Lab(Measurements):
+class Lab(Measurements, _watching.Watching):
     """Runs an ASGI application and measures it. A context manager; closed at the latest at the exit.
 
     Args:
@@ -77,6 +77,7 @@ class Lab(Measurements):
                 self.app: ASGIApp = asgi.load_app(app)
             else:
                 self.app = _apps.check_app(app, getattr(app, "__name__", repr(app)))
+            self._journal = opened.enter_context(_watching.listen())  # after the import: basicConfig may stand there
             supplies.give(self.app, database_url, redis, postgres)
             self._supplies = supplies
             self._routes = Keeper(self.app)
