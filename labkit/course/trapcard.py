@@ -10,9 +10,15 @@ import pandas as pd
 
 from labkit import _html, plots
 from labkit._text import number
-from labkit.course.cards import LOOK, State, inline, words
+from labkit.course.cards import LOOK, State, has, inline, words
 
-_LOOKS: dict[str, State] = {"cured": "done", "open": "almost", "avoided": "done", "absent": "inconclusive"}
+_LOOKS: dict[str, State] = {
+    "cured": "done",
+    "open": "almost",
+    "avoided": "done",
+    "myth": "inconclusive",
+    "absent": "inconclusive",
+}
 
 
 @dataclass(frozen=True)
@@ -26,6 +32,7 @@ class Found:
         cured: whether ``cure`` does not.
         values: more numbers, for the sentences; ``trap`` and ``cure`` are there by themselves.
         picture: where the numbers alone do not say it.
+        table: more that was seen, row by row.
         says: which sentence tells the effect: ``effect``, or another where this Python or machine shows another one.
     """
 
@@ -35,6 +42,7 @@ class Found:
     cured: bool
     values: Mapping[str, Any] = field(default_factory=dict)
     picture: plots.Figure | None = None
+    table: pd.DataFrame | None = None
     says: str = "effect"
 
 
@@ -44,11 +52,12 @@ def judged(
     *,
     bad: Callable[[float], bool],
     picture: plots.Figure | None = None,
+    table: pd.DataFrame | None = None,
     says: str = "effect",
     **values: Any,
 ) -> Found:
     """What was found, where ``bad`` tells of a number whether it shows the trap."""
-    return Found(trap, cure, bad(trap), not bad(cure), values, picture, says)
+    return Found(trap, cure, bad(trap), not bad(cure), values, picture, table, says)
 
 
 @dataclass(frozen=True)
@@ -72,10 +81,10 @@ class TrapCard:
     @property
     def state(self) -> str:
         """``cured``; ``open`` (the cure did not help either); ``avoided`` (the code of the cell does not fall into the
-        trap) or ``absent`` (nor could it, on this Python)."""
+        trap), ``myth`` (what is believed is not what was measured) or ``absent`` (not to be had on this Python)."""
         if self.found.shown:
             return "cured" if self.found.cured else "open"
-        return "avoided" if self.found.says == "effect" else "absent"
+        return {"effect": "avoided", "myth": "myth"}.get(self.found.says, "absent")
 
     @property
     def name(self) -> str:
@@ -92,8 +101,8 @@ class TrapCard:
         """Guess, trap and cure: what it is, the number, its colour."""
         return [
             (words("gallery.guess"), self.guess, plots.ORANGE),
-            (words("gallery.trap"), self.found.trap, plots.VERMILION),
-            (words("gallery.cure"), self.found.cure, plots.BLUE),
+            (self._label("trap"), self.found.trap, plots.VERMILION),
+            (self._label("cure"), self.found.cure, plots.BLUE),
         ]
 
     @property
@@ -110,13 +119,18 @@ class TrapCard:
         return [
             (words("gallery.effect"), effect),
             (words("gallery.cause"), self._say("cause")),
-            (words("gallery.remedy"), self._say("cure")),
+            (words("gallery.instead" if self.state == "myth" else "gallery.remedy"), self._say("cure")),
         ]
 
     @property
     def unit(self) -> str:
         """What the numbers count."""
         return self._say("unit")
+
+    def _label(self, what: str) -> str:
+        """What one of the two numbers is: the trap's own word for it, where it has one."""
+        own = f"{self.room}.{self.id.lower()}_{what}_label"
+        return words(own) if has(own) else words(f"gallery.{what}")
 
     def _say(self, what: str) -> str:
         values = {**self.found.values, "trap": self.found.trap, "cure": self.found.cure}
@@ -132,6 +146,8 @@ class TrapCard:
         pieces = [_bars(self.unit, self.rows)]
         pieces += [_paragraph(head, text) for head, text in self.paragraphs]
         pieces.append(_folded(words("gallery.code"), self.code))
+        if self.found.table is not None:
+            pieces.append(plots.frame(self.found.table))
         if self.found.picture is not None:
             pieces.append(self.found.picture.html())
         return _html.card(self.heading, _html.join(pieces), colour=colour, symbol=symbol)

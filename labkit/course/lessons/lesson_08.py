@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 from labkit.course.gallery import Measure
-from labkit.course.lessons import _traps_1_database
+from labkit.course.lessons import (
+    _traps_1_database,
+    _traps_1_loop,
+    _traps_1_profiler,
+    _traps_2_keys,
+    _traps_2_values,
+    _traps_2_waiting,
+)
 
-MODULES = (_traps_1_database,)
+MODULES = (
+    _traps_1_profiler,
+    _traps_1_loop,
+    _traps_1_database,
+    _traps_2_keys,
+    _traps_2_values,
+    _traps_2_waiting,
+)
 """Each has a function a trap, by the trap's id in small letters: ``t12(ctx, trap, cure) -> Found``."""
 
 PLACES: dict[int, dict[str, str]] = {
