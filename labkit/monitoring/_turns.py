@@ -180,8 +180,7 @@ class Runner:
                     self._busy = False
                     return
             if time.monotonic() < turn.end:
-                with suppress(Exception):  # of somebody's log handler
-                    _under(turn.request_id, turn.run)
+                _under(turn.request_id, turn.run)
 
 
 def tell(turn: Turn, runner: Runner, result: Result, error: BaseException | None) -> None:
@@ -200,7 +199,8 @@ def _under(wanted: str, work: Callable[[], object]) -> None:
     """Do something that belongs to no request, but whose logs are found under this one."""
     context = Context()
     context.run(request_id.set, wanted)
-    context.run(work)
+    with suppress(Exception):  # of somebody's log handler: the answer does not depend on it
+        context.run(work)
 
 
 def _target(check: Check) -> str:
