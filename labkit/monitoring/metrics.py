@@ -65,7 +65,9 @@ class Metrics:
 
     With PROMETHEUS_MULTIPROC_DIR set before Python starts, several worker processes count together and each can answer
     for all: counters and histograms are added up, those of workers that have ended included; gauges are added up over
-    the workers that live. Active users are counted by each worker: who was served by two of them counts twice.
+    the workers that live, and are a second old at most. Active users are counted by each worker, and who was served by
+    two of them counts twice: no fewer than there are. Processes have a series each. One ``Metrics`` a process, then:
+    two would write to the same numbers. Empty the folder before the service starts.
     """
 
     def __init__(
