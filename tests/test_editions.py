@@ -21,6 +21,7 @@ from labkit.errors import CourseError
 
 FIXTURES = Path(__file__).parent / "fixtures"
 HEADER = "# ---\n# jupyter:\n#   lesson:\n#     minutes: 10\n# ---\n\n"
+GALLERY = HEADER.replace("minutes: 10", "gallery: true")
 
 
 @pytest.fixture
@@ -131,6 +132,7 @@ EXERCISE = '# %% name="a" tags=["exercise"] exercise="1.1" minutes=1\n'
         ([EXERCISE + "# starter\nx = 1\n# solution\nx = 1\n# end\n"], HEADER, "are the same"),
         ([EXERCISE + "# starter\nx = 1\n# end\n"], HEADER, "cell a: line 3"),
         (['# %% name="a" exercise="1.1"\nx = 1\n'], HEADER, "without tags"),
+        (['# %% name="T01" tags=["trap"]\nx = 1\n'], GALLERY, "needs its cure"),
     ],
 )
 def test_a_bad_header_is_refused_by_name(tmp_path: Path, cells: list[str], header: str, what: str) -> None:
@@ -175,6 +177,24 @@ def test_minutes_are_reading_writing_and_running(tmp_path: Path) -> None:
     assert budget.minutes(source, running=0.5) == pytest.approx(9.5)
     assert not list(budget.problems(source, running=0.9))
     assert "takes 10.5 minutes and promises 10" in "\n".join(budget.problems(source, running=1.5))
+
+
+def test_a_gallery_has_limits_of_its_own(tmp_path: Path) -> None:
+    """It is leafed through: many cells and words, no minutes promised; but each card short, and all of it run soon."""
+    text = '# %% [markdown] name="t{}"\n# ' + "palabra " * 60 + "\n"
+    trap = '# %% name="T{:02}" tags=["trap"]\n# starter\nx = 1\n# solution\n' + "y = 2\n" * 14 + "# end\nlast = 1\n"
+    cells = [*(text.format(i) for i in range(30)), *(trap.format(i) for i in range(30))]
+    source = lesson(tmp_path, *cells, header=GALLERY)
+    assert (source.gallery, source.minutes) == (True, 0)
+    assert not list(budget.problems(source, running=1.0))
+    assert "runs 66 s, at most 60" in "\n".join(budget.problems(source, running=1.1))
+    assert "no running time" in "\n".join(budget.problems(source))
+    long = '# %% [markdown] name="long"\n# ' + "palabra " * 61 + "\n"
+    found = "\n".join(
+        budget.problems(lesson(tmp_path, long, trap.format(1).replace("x = 1\n", "x = 1\n" * 15), header=GALLERY))
+    )
+    assert "cell long: 61 words, at most 60" in found
+    assert "cell T01: 16 lines, at most 15" in found
 
 
 def test_a_running_time_is_wanted_and_can_be_measured(

@@ -11,7 +11,7 @@ import pytest
 from tests.lessons.leafing import Leafing
 
 NEW_PROFILER = sys.version_info >= (3, 12)
-QUICK = "T03 T08 T13 T14 T16 T17 T18 T19 T21 T59 T60".split()
+QUICK = ["T03", "T08", "T13", "T14", "T16", "T17", "T18", "T19", "T21", "T59", "T60"]
 
 
 @pytest.fixture(scope="module")
