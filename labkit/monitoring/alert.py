@@ -85,7 +85,8 @@ class Alert:
         if not 0 <= for_ < math.inf:
             raise MonitoringError(say("watch.bad_for", value=for_))
         self.name, self.above, self.for_ = name, float(above), float(for_)
-        self.expr = expr if isinstance(expr, str) else getattr(expr, "__name__", "value")
+        name = expr if isinstance(expr, str) else getattr(expr, "__name__", "")
+        self.expr = name if name.isidentifier() else say("watch.column_value")  # a lambda has none worth reading
         self.state: State = "inactive"
         self.changes: deque[Change] = deque(maxlen=_MOST)
         self._value = expr if callable(expr) else _KNOWN[expr]
@@ -116,8 +117,8 @@ class Alert:
         self.changes.append(change)
         level = logging.WARNING if change.after == "firing" else logging.INFO
         fields = {"alert": self.name, "state": change.word, "value": change.value, "threshold": self.above}
-        text = "%s is %s: %s = %.6g, threshold %.6g"
-        _log.log(level, text, self.name, change.word, self.expr, change.value, self.above, extra=fields)
+        text = "%s is %s: %.6g, threshold %.6g"
+        _log.log(level, text, self.name, change.word, change.value, self.above, extra=fields)
 
     @property
     def value(self) -> float:
