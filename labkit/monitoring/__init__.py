@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from labkit.monitoring.logs import Journal
     from labkit.monitoring.metrics import BUCKETS, Metrics
     from labkit.monitoring.middleware import MetricsMiddleware
+    from labkit.monitoring.setup import monitor
     from labkit.monitoring.system import SystemView, overview
 
 _HOMES = {  # a name and the module it lives in, imported when it is first asked for
@@ -23,6 +24,7 @@ _HOMES = {  # a name and the module it lives in, imported when it is first asked
     "LoopWatch": "lag",
     "Metrics": "metrics",
     "MetricsMiddleware": "middleware",
+    "monitor": "setup",
     "SystemView": "system",
     "overview": "system",
 }
@@ -39,6 +41,7 @@ __all__ = [
     "SystemView",
     "checks",
     "logs",
+    "monitor",
     "overview",
 ]
 

@@ -53,8 +53,8 @@ def monitor(
         The metrics.
 
     Raises:
-        MonitoringError: if ``app`` is no such application, or ``engine`` no engine; a function that gives none is
-            told at the start of the application.
+        MonitoringError: if ``app`` is no such application, ``engine`` no engine or a path to exclude unusable. That a
+            function gives no engine is told at the start of the application.
     """
     state = getattr(app, "state", None)
     router: Any = getattr(app, "router", None)
@@ -65,13 +65,15 @@ def monitor(
         state.disk_usage = psutil.disk_usage
     asked = [*_standard(app, metrics, engine, cache), *checks]
     health = Health({check.name: check for check in asked}.values())
+    excluded = (excluded,) if isinstance(excluded, str) else tuple(excluded)
+    MetricsMiddleware(app, metrics, excluded=excluded, user=user)  # what is wrong is said now, and not at a request
+    layer = Middleware(MetricsMiddleware, metrics=metrics, excluded=excluded, user=user)
     setup = _Setup(app, metrics, engine)
     setup.watch(started=False)
     if (before := getattr(state, "labkit_setup", None)) is None:
         router.lifespan_context = _around(app, router.lifespan_context)
     else:
-        before.undo()
-    layer = Middleware(MetricsMiddleware, metrics=metrics, excluded=tuple(excluded), user=user)
+        before.undo(setup)
     setup.add(layer, health.router(metrics))
     state.metrics, state.health, state.labkit_setup = metrics, health, setup
     return metrics
@@ -112,7 +114,9 @@ class _Setup:
                 if started:
                     raise
                 return
-            if engine is None and not started:
+            if engine is None and started:
+                raise MonitoringError(say("monitor.no_engine"))
+            if engine is None:
                 return
         self.unwatch()
         if self._engine is not None:
@@ -142,9 +146,10 @@ class _Setup:
         routes[:] = [*own[:place], *self._routes, *own[place:]]
         self._renew()
 
-    def undo(self) -> None:
-        """Take everything away again."""
-        self.unwatch()
+    def undo(self, next: _Setup) -> None:
+        """Take everything away again, but not the listening to an engine that ``next`` shares: there is only one."""
+        if self._unwatch is not next._unwatch:
+            self.unwatch()
         layers, routes = self._app.user_middleware, self._app.router.routes
         layers[:] = [each for each in layers if each is not self._layer]
         routes[:] = [each for each in routes if not any(each is mine for mine in self._routes)]
