@@ -14,7 +14,7 @@ from redis import connection as redis_connection
 from redis.backoff import NoBackoff
 from redis.connection import ConnectionPool
 from redis.retry import Retry
-from sqlalchemy import Engine, QueuePool, event
+from sqlalchemy import Engine, NullPool, QueuePool, create_engine, event
 from sqlalchemy.util import greenlet_spawn
 
 from labkit.monitoring._entry import mask
@@ -24,7 +24,7 @@ FULL = 90.0  # percent of memory or disk, from the course
 LATE = 0.25  # seconds that an event loop may be late
 _PATIENCE = 0.8  # of a check's limit, for the client below it: then the log has its own words
 _LIBPQ = ("psycopg", "psycopg2")
-_asking = ContextVar("labkit_asking", default=False)
+_patience = ContextVar("labkit_patience", default=0.0)  # of the check that is under way
 _SHORTEST = 2  # seconds, libpq's least; without it a connection that nobody answers is waited for 130 s
 
 
@@ -38,9 +38,11 @@ def database(engine: Any, *, name: str = "database", critical: bool = True, limi
     def probe() -> Any:
         found = _given(engine)
         sync: Engine = getattr(found, "sync_engine", found)
+        if sync.dialect.driver == "aiosqlite":  # its thread may outlive the loop that it reports to
+            sync = create_engine(sync.url.set(drivername="sqlite"), poolclass=NullPool)
         if sync.dialect.is_async:
-            return greenlet_spawn(_ask, sync)
-        return _ask(sync)
+            return greenlet_spawn(_ask, sync, limit * _PATIENCE)
+        return _ask(sync, limit * _PATIENCE)
 
     def target() -> str:
         return str(_given(engine).url.render_as_string(hide_password=True))
@@ -48,21 +50,23 @@ def database(engine: Any, *, name: str = "database", critical: bool = True, limi
     return Check(name, probe, critical, limit, target)
 
 
-def _ask(engine: Engine) -> None:
+def _ask(engine: Engine, patience: float) -> None:
     """Raises if the database does not answer. In a greenlet if the driver is asynchronous."""
     sqlite = engine.dialect.name == "sqlite"
     file = engine.url.database
     if sqlite and file and file != ":memory:" and not file.startswith("file:") and not Path(file).exists():
         raise FileNotFoundError(f"no such database: {file}")  # SQLite would make an empty one
-    if engine.dialect.driver in _LIBPQ and not event.contains(engine, "do_connect", _hurry):
+    if not event.contains(engine, "do_connect", _hurry):
         event.listen(engine, "do_connect", _hurry)
-    _asking.set(True)
+    _patience.set(patience)
     pool = engine.pool.recreate()  # the same way to connect, but none of its connections
     try:
         connection = pool.connect()
         try:
             if sqlite:  # a bare SELECT 1 does not look at the file
-                connection.cursor().execute("PRAGMA schema_version").fetchone()
+                cursor = connection.cursor()
+                cursor.execute("PRAGMA schema_version")
+                cursor.fetchone()
             else:
                 engine.dialect.do_ping(connection)
         finally:
@@ -119,7 +123,7 @@ def _own(client: Any, patience: float) -> Redis | RedisCluster | None:
         return None
     given: dict[str, Any] = getattr(pool, "connection_kwargs", {})
     known = {key: value for key, value in given.items() if key in _ADDRESS or key.startswith("ssl_")}
-    return Redis(connection_pool=ConnectionPool(kind, **known, **options))
+    return Redis.from_pool(ConnectionPool(kind, **known, **options))
 
 
 _ADDRESS = ("host", "port", "path", "db", "username", "password", "credential_provider", "protocol")
@@ -201,5 +205,9 @@ def _given(thing: Any) -> Any:
 
 def _hurry(dialect: Any, _record: Any, _positional: Any, named: dict[str, Any]) -> None:
     """A connection of ours is given up soon; those of the application are opened as ever."""
-    if _asking.get() and not dialect.is_async:  # what is asynchronous is cancelled
+    if not (patience := _patience.get()):
+        return
+    if dialect.name == "sqlite":
+        named["timeout"] = patience  # for a lock; else its thread would wait on after it was cancelled
+    elif dialect.driver in _LIBPQ and not dialect.is_async:  # what is asynchronous is cancelled
         named["connect_timeout"] = _SHORTEST
