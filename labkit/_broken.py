@@ -190,7 +190,7 @@ def _locked(file: Path) -> sqlite3.Connection:
     """
     # Its lock is opened and closed by different threads, one after the other.
     connection = sqlite3.connect(
-        f"{file.as_uri()}?mode=rw", PATIENCE, isolation_level=None, check_same_thread=False, uri=True
+        f"{file.as_uri()}?mode=rw", timeout=PATIENCE, isolation_level=None, check_same_thread=False, uri=True
     )
     try:
         connection.execute("BEGIN EXCLUSIVE")

@@ -253,7 +253,7 @@ def test_closing_the_lab_inside_a_fault_leaves_nothing(tmp_path: Path, name: str
     lab = Lab(app)
     with lab.fault(name) as fault:
         lab.close()
-        with sqlite3.connect(file, 0.05) as connection:
+        with sqlite3.connect(file, timeout=0.05) as connection:
             connection.execute("UPDATE n SET i = 0")
         connection.close()
         assert not faults._gone
@@ -322,7 +322,7 @@ class TestFile:
             lab.get("/end")
 
     def test_frozen_it_lets_nobody_in_and_tells_no_lie_about_the_data(self, on_file: Lab, tmp_path: Path) -> None:
-        with on_file.fault(FROZEN), sqlite3.connect(tmp_path / "n.sqlite3", 0.05) as other:
+        with on_file.fault(FROZEN), sqlite3.connect(tmp_path / "n.sqlite3", timeout=0.05) as other:
             for statement in ("SELECT * FROM n", "UPDATE n SET i = 0"):
                 with pytest.raises(sqlite3.OperationalError, match="locked"):
                     other.execute(statement)

@@ -20,8 +20,20 @@ from labkit.monitoring import Journal, monitor
 from labkit.services.redis import RedisServer
 
 
+_before: dict[str, Any] = {}
+
+
+@pytest.fixture(autouse=True)
+def _others() -> None:
+    """Labs of other tests may be open all the while."""
+    _before["handlers"] = list(logging.getLogger().handlers)
+    _before["level"] = logging.getLogger("labkit").level
+
+
 def journals() -> list[Any]:
-    return [each for each in logging.getLogger().handlers if isinstance(each, Journal)]
+    """Those that the test opened and that are still there."""
+    root = logging.getLogger()
+    return [each for each in root.handlers if isinstance(each, Journal) and each not in _before["handlers"]]
 
 
 def app(**options: Any) -> FastAPI:
@@ -77,7 +89,7 @@ class TestLogs:
         assert len(journals()) == 1
         lab.get("/warns/1")
         lab.close()
-        assert not journals() and logging.getLogger("labkit").level == logging.NOTSET
+        assert not journals() and logging.getLogger("labkit").level == _before["level"]
         logging.getLogger("shop").error("too late")
         assert list(lab.logs(level="WARNING")["message"]) == ["order 1 is late"]
 
@@ -110,16 +122,15 @@ class TestLogs:
         second.get("/warns/7")
         assert first.logs().empty and len(second.logs("http")) == 1
         second.close()
-        assert not journals() and logging.getLogger("labkit").level == logging.NOTSET
+        assert not journals() and logging.getLogger("labkit").level == _before["level"]
 
     def test_an_application_that_is_imported_may_configure_its_logging(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """``basicConfig`` does nothing once there is a handler: the journal must not be there yet."""
-        root = logging.getLogger()
         seen: list[int] = []
         module = types.ModuleType("shop_that_logs")
 
         def give(name: str) -> Any:
-            seen.append(len([each for each in root.handlers if isinstance(each, Journal)]))
+            seen.append(len(journals()))
             return app()
 
         module.__getattr__ = give  # type: ignore[method-assign]
