@@ -11,7 +11,7 @@ import ast
 import importlib
 import linecache
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +27,8 @@ from labkit.settings import set_language
 
 LIMIT = 60.0
 """Seconds that a card may take, when the learner's changes make it slow; as it comes it takes one or two."""
+
+A_ROW = 13  # boxes of the map
 
 
 Measure = Callable[[Context, Any, Any], Found]
@@ -82,19 +84,22 @@ class Gallery:
             return done("gallery.cured")
 
         outcome = run_check(check, self.plan, Exercise(id, id, 0, {}), things, lab=self.lab, limit=LIMIT)
-        room = f"{self.plan.room}_{self._exercise(id)}"
+        room = self._room(id)
         if "found" not in outcome.kept:
             return replace(outcome.card, title=f"{id} · {words(f'{room}.{id.lower()}_name')}")
         card = TrapCard(id, room, _plain(guess), outcome.kept["found"], _without_call(cell))
         self.seen[id] = card
         return card
 
-    def _exercise(self, id: str) -> int:
-        return next(exercise for exercise, traps in self._places.items() if id in traps)
+    def _room(self, id: str) -> str:
+        """The catalogue of a trap's words: one an exercise."""
+        exercise = next(exercise for exercise, traps in self._places.items() if id in traps)
+        return f"{self.plan.room}_{exercise}"
 
     def map(self) -> plots.Figure:
         """Every trap of the course text: which lesson's main path it lies on, or that its card is here."""
-        return _map(self._places, self.plan.cures)
+        names = {id: words(f"{self._room(id)}.{id.lower()}_name") for id in self.plan.cures}
+        return _map(self._places, names)
 
     @property
     def df(self) -> pd.DataFrame:
@@ -105,7 +110,7 @@ class Gallery:
 
     @property
     def _ordered(self) -> list[TrapCard]:
-        return [self.seen[id] for id in self.plan.cures if id in self.seen]
+        return [self.seen[id] for traps in self._places.values() for id in traps if id in self.seen]
 
     def __repr__(self) -> str:
         return words("gallery.title", seen=len(self.seen), total=len(self.plan.cures))
@@ -160,46 +165,42 @@ def _without_call(cell: str) -> str:
     return "\n".join(cell.splitlines()[: last.lineno - 1]).strip("\n")
 
 
-def _map(places: Mapping[int, Mapping[str, str]], cards: Iterable[str]) -> plots.Figure:
-    """A box a trap, a row an exercise."""
-    here = set(cards)
+def _map(places: Mapping[int, Mapping[str, str]], names: Mapping[str, str]) -> plots.Figure:
+    """A box a trap, the traps of an exercise together; ``names`` are those of the cards."""
     lessons = sorted({lesson for traps in places.values() for lesson in traps.values() if lesson})
     kinds = [words("gallery.here"), *(words("gallery.in_lesson", number=lesson) for lesson in lessons)]
-    named = dict(zip(["", *lessons], ["–", *kinds[1:]], strict=True))
-    found = {
-        exercise: {id: kinds[0] if id in here else named[lesson] for id, lesson in traps.items()}
+    named = dict(zip(["", *lessons], [words("gallery.nowhere"), *kinds[1:]], strict=True))
+    colours = dict(zip(kinds, (plots.ORANGE, plots.SKY, plots.GREEN, plots.PURPLE), strict=False))
+    colours |= {named[""]: "none"}
+    found = [
+        (exercise, id, kinds[0] if id in names else named[lesson], names.get(id, "–"))
         for exercise, traps in places.items()
-    }
-    colours = dict(zip(kinds, (plots.ORANGE, plots.SKY, plots.GREEN, plots.PURPLE, plots.BLUE), strict=False))
-    per_row = 13
+        for id, lesson in traps.items()
+    ]
+    heads = [words(f"gallery.{key}") for key in ("exercise", "id", "place", "name")]
 
     def draw(ax: Any) -> None:
         y, ticks = 0.0, []
-        for exercise, traps in found.items():
+        for exercise, traps in places.items():
             ticks.append((y, words("course.exercise", id=exercise)))
-            for index, (id, place) in enumerate(traps.items()):
-                left, top = index % per_row, y + index // per_row
-                face = colours.get(place, "none")
-                ax.add_patch(
-                    Rectangle((left, top - 0.42), 0.9, 0.84, facecolor=face, edgecolor=plots.GREY, linewidth=1)
-                )
+            for index, (_, id, place, _) in enumerate(row for row in found if row[0] == exercise):
+                left, top = index % A_ROW, y + index // A_ROW
+                face = colours[place]
+                ax.add_patch(Rectangle((left, top - 0.42), 0.9, 0.84, facecolor=face, edgecolor=plots.GREY))
                 ax.text(left + 0.45, top, id, ha="center", va="center", fontsize=10)
-            y += (len(traps) - 1) // per_row + 1.3
-        ax.set(xlim=(-0.1, per_row), ylim=(y - 0.6, -0.6), xticks=[])
+            y += (len(traps) - 1) // A_ROW + 1.3
+        ax.set(xlim=(-0.1, A_ROW), ylim=(y - 0.6, -0.6), xticks=[])
         ax.set_yticks(*map(list, zip(*ticks, strict=True)))
         ax.tick_params(axis="y", length=0)
         ax.grid(False)
-        for spine in ax.spines.values():
-            spine.set_visible(False)
+        ax.spines[:].set_visible(False)
         handles = [Patch(facecolor=colour, edgecolor=plots.GREY, label=kind) for kind, colour in colours.items()]
         ax.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=len(handles), frameon=False)
 
-    total = sum(map(len, places.values()))
-    rows = [(words("course.exercise", id=e), id, place) for e, traps in found.items() for id, place in traps.items()]
     return plots.figure(
         draw,
-        title=words("gallery.map_title", total=total, here=len(here)),
-        alt=words("gallery.map_alt", total=total, here=len(here)),
-        data=pd.DataFrame(rows, columns=[words(f"gallery.{key}") for key in ("exercise", "id", "place")]),
+        title=words("gallery.map_title", total=len(found), here=len(names)),
+        alt=words("gallery.map_alt", total=len(found), here=len(names)),
+        data=pd.DataFrame(found, columns=heads),
         size=(10.0, 4.2),
     )

@@ -145,7 +145,7 @@ class TrapCard:
         symbol, colour = _look(self)
         pieces = [_bars(self.unit, self.rows)]
         pieces += [_paragraph(head, text) for head, text in self.paragraphs]
-        pieces.append(_folded(words("gallery.code"), self.code))
+        pieces.append(_folded(words("gallery.other" if self.state == "myth" else "gallery.code"), self.code))
         if self.found.table is not None:
             pieces.append(plots.frame(self.found.table))
         if self.found.picture is not None:

@@ -126,6 +126,11 @@ def test_the_corrected_code_does_not_fall_into_the_trap(gallery: Leafing, id: st
     assert left == set()
 
 
+def test_an_endpoint_that_fastapi_refuses_is_told_in_its_words(gallery: Leafing) -> None:
+    card = gallery.any("T08", ("db: Session = Depends(get_db)", "db: Session"))
+    assert "T08 · " in repr(card) and "Session" in repr(card) and "Invalid args" in repr(card)
+
+
 def test_what_raises_in_her_cell_is_a_card_with_her_line(gallery: Leafing) -> None:
     card = gallery.any("T60", ("len(users)", "len(user)"))
     assert "NameError" in repr(card) and "len(user)" in repr(card)

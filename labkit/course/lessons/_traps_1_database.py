@@ -16,7 +16,7 @@ from labkit.course.checks import Context
 from labkit.course.lessons._copies import copy_of, popular, steps, values_read
 from labkit.course.trapcard import Found, judged
 from labkit.services import postgres
-from labkit.stats import compare
+from labkit.stats import compare, times
 
 PAGE = 50
 TIMED = 0.5
@@ -59,7 +59,7 @@ def t13(ctx: Context, trap: Query, cure: Query) -> Found:
         run = _fresh(ctx, db)
         counts = [values_read(db, run(query)) for query in (trap, cure)]
         ratio = compare(run(trap), run(cure), limit=TIMED).ratio
-    return judged(*counts, bad=lambda n: n > 2 * counts[1], ratio=ratio)
+    return judged(*counts, bad=lambda n: n > 2 * counts[1], ratio=times(ratio)[0])
 
 
 def t14(ctx: Context, trap: Query, cure: Query) -> Found:
@@ -97,7 +97,7 @@ def t63(ctx: Context, trap: Query, cure: Query) -> Found:
         counts = [values_read(db, run(query)) for query in (trap, cure)]
         slower = compare(run(trap), run(_n_plus_one), limit=2 * TIMED).ratio
         faster = compare(run(_n_plus_one), run(cure), limit=TIMED).ratio
-        return judged(*counts, bad=lambda n: n > 2 * counts[1], slower=slower, faster=faster)
+        return judged(*counts, bad=lambda n: n > 2 * counts[1], slower=times(slower)[0], faster=times(faster)[0])
 
 
 def _n_plus_one(db: Session) -> dict[int, int]:

@@ -18,7 +18,7 @@ from labkit import plots
 from labkit.blog.engines import make_engine
 from labkit.course.cards import words
 from labkit.course.checks import Context
-from labkit.course.lessons._feed import PATH, mounted
+from labkit.course.lessons._mounting import PATH, mounted
 from labkit.course.trapcard import Found, judged
 from labkit.lab import Lab
 

@@ -20,14 +20,14 @@ from sqlalchemy.orm import Session
 from labkit.blog import Comment, Post, User, get_db
 from labkit.course.checks import Context
 from labkit.course.lessons._copies import copy_of
-from labkit.course.lessons._feed import PATH, mounted
+from labkit.course.lessons._mounting import PATH, mounted
 from labkit.course.trapcard import Found, judged
-from labkit.stats import Ratio, compare
+from labkit.stats import Ratio, compare, times
 
 REQUESTS, STEPS = 10, 10
 FOREIGN = 200
 STEP_BACK = 2.0
-ROUNDS = 8
+ROUNDS = 10
 
 Report = Callable[[Mapping[str, int]], None]
 Decorator = Callable[..., Callable[..., Any]]
@@ -85,13 +85,20 @@ def t05(ctx: Context, trap: Callable[..., float], cure: Callable[..., float]) ->
 
 def _inflation(ctx: Context, timed: Callable[..., float], work: Callable[[], None]) -> float:
     """Reported seconds over real ones, in turns."""
-    work()
-    reported, real = [], []
-    for _ in range(ROUNDS):
-        reported.append(float(ctx.call(timed, work)))
+
+    def plain() -> float:
         start = time.perf_counter()
         work()
-        real.append(time.perf_counter() - start)
+        return time.perf_counter() - start
+
+    plain()
+    reported, real = [], []
+    for number in range(ROUNDS):
+        if number % 2:  # each order as often as the other
+            real.append(plain())
+        reported.append(float(ctx.call(timed, work)))
+        if not number % 2:
+            real.append(plain())
     return float(Ratio.of(reported, real).ratio)
 
 
@@ -192,7 +199,8 @@ def _across_a_step(ctx: Context, stopwatch: Any) -> float:
 
 def _with(function: Any, **names: Any) -> Any:
     """The same function where some global names mean something else."""
-    return FunctionType(function.__code__, {**function.__globals__, **names}, function.__name__, function.__defaults__)
+    code, known = function.__code__, {**function.__globals__, **names}
+    return FunctionType(code, known, function.__name__, function.__defaults__, function.__closure__)
 
 
 def t59(ctx: Context, trap: Callable[..., Any], cure: Callable[..., Any]) -> Found:
@@ -203,7 +211,7 @@ def t59(ctx: Context, trap: Callable[..., Any], cure: Callable[..., Any]) -> Fou
     found, cured = (_unread(ctx, report, profiler) for report in (trap, cure))
     quiet = [_with(report, print=lambda *said: None) for report in (trap, cure)]
     ratio = compare(*(lambda f=f: ctx.call(f, profiler) for f in quiet), limit=0.5).ratio
-    return judged(found, cured, bad=lambda n: n > 0, ratio=ratio)
+    return judged(found, cured, bad=lambda n: n > 0, ratio=times(ratio)[0])
 
 
 def _unread(ctx: Context, report: Any, profiler: cProfile.Profile) -> int:
