@@ -19,7 +19,6 @@ from labkit.errors import AppError, MonitoringError
 from labkit.monitoring import Journal, monitor
 from labkit.services.redis import RedisServer
 
-
 _before: dict[str, Any] = {}
 
 
