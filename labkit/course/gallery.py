@@ -77,7 +77,7 @@ class Gallery:
         measure, cell = self._measures.get(id), self.plan.cures.get(id)
         if measure is None or cell is None:
             return Card("error", words("gallery.no_such_card", id=id, known=", ".join(self.plan.cures)))
-        namespace = {**sys._getframe(1).f_globals}
+        namespace = sys._getframe(1).f_globals
 
         def check(ctx: Context, given: tuple[Any, ...]) -> Verdict:
             ctx.keep("found", measure(ctx, _one(given), _one(run_cure(id, cell, namespace))))
