@@ -11,6 +11,7 @@ import textwrap
 import threading
 import time
 import types
+from itertools import pairwise
 from typing import Any
 
 import nbformat
@@ -77,7 +78,7 @@ def test_what_it_sees(watched: Watched) -> None:
     watched.cache.labels("get", "hit").inc()
     watched.cache.labels("get", "miss").inc()
     watched.panel.sample()
-    assert watched.panel.df.iloc[0].fillna(-1).tolist() == [0, 0, 0, 0, 0, -1, -1, -1, -1, -1]
+    assert watched.panel.df.iloc[0].fillna(-1).tolist() == [0] + 9 * [-1], "one look says nothing yet"
     for _ in range(4):
         watched.second(good=18, bad=2, hits=3, misses=1)
     seen = watched.panel.df
@@ -135,6 +136,7 @@ class TestFigure:
         assert [ax.get_ylabel() for ax in figure.axes] == ["peticiones por segundo", "duración", "proporción (%)"]
         words = [[text.get_text() for text in ax.get_legend().get_texts()] for ax in figure.axes]
         assert words == [["2xx", "5xx"], ["p50", "p95", "p99"], ["5xx", "hit rate"]]
+        assert [line.get_visible() for line in rate.lines] == [True, False, False, True]
         assert len({(line.get_color(), line.get_linestyle()) for line in took.lines}) == 3, "not by colour alone"
         assert rate.get_ylim() == (0, 20) and took.get_ylim() == (0.002, 0.5) and rate.get_xlim() == (0, 10)
         assert figure.texts[0].get_text() == repr(watched.panel) and repr(watched.panel) in figure.alt
@@ -264,19 +266,44 @@ class TestLive:
             1 / 0  # noqa: B018
         assert "labkit panel" not in {thread.name for thread in threading.enumerate()}
 
-    def test_it_takes_a_tenth_of_a_core_at_most(self, watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
-        """However long a look takes: of 100,000 series one takes half a second."""
-        panel, looks = Panel(watched.registry, every=0.01), list[float]()
+    def test_it_leaves_the_processor_to_the_load(self, watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+        """However long a look takes: of 100,000 series one takes a second. The rates then look back further."""
+        panel, looks, sample = Panel(watched.registry, every=0.01, window=0.05), list[float](), Panel.sample
 
         def busy() -> None:
-            looks.append(time.thread_time())
-            while time.thread_time() < looks[-1] + 0.02:
+            began = time.thread_time()
+            looks.append(time.monotonic())
+            sample(panel)
+            while time.thread_time() < began + 0.04:
                 pass
 
         monkeypatch.setattr(panel, "sample", busy)
+        end = time.monotonic() + 20
         with panel.live():
-            time.sleep(1.0)
-        assert 3 <= len(looks) <= 8
+            while len(looks) < 4 and time.monotonic() < end:
+                time.sleep(0.01)
+        assert all(later - earlier >= 6 * 0.04 for earlier, later in pairwise(looks[1:4]))
+        assert panel.history.window >= 4 * 5 * 0.04
+
+    def test_a_picture_holds_up_no_look(self, watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+        notebook = Notebook(monkeypatch)
+        watched.panel = Panel(watched.registry, every=0.01)
+        drawing, enough = threading.Event(), threading.Event()
+        frame = Panel._frame
+
+        def slow(self: Panel, canvas: Canvas) -> Any:
+            if notebook.shown:
+                drawing.set()
+                enough.wait(20)
+            return frame(self, canvas)
+
+        monkeypatch.setattr(Panel, "_frame", slow)
+        with watched.panel.live():
+            assert drawing.wait(20)
+            seen, end = len(watched.panel.df), time.monotonic() + 20
+            while len(watched.panel.df) < seen + 5:
+                assert time.monotonic() < end
+            enough.set()
 
 
 @pytest.mark.parametrize(

@@ -248,7 +248,7 @@ def test_rate_and_increase(
             assert same(increase(points, window, at), theirs), (labels, window, at, theirs, points)
             assert same(rate(points, window, at), rates.get(labels, {}).get(at))
             some += theirs is not None and theirs > 0
-    assert some > 50, "there was something to compare"
+    assert some > 20, "there was something to compare"
 
 
 def snapshots(names: dict[str, dict[Labels, list[tuple[Moment, float]]]], *wanted: str) -> dict[Moment, Snapshot]:

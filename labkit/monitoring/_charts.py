@@ -75,8 +75,10 @@ def charts(seen: Any, title: str) -> tuple[plots.Figure, list[Any]]:
 
     def draw(axes: Any) -> None:
         for (name, (chart, label, colour, dashes)), values in zip(_CURVES.items(), _values(seen), strict=True):
-            word = label if name in shown else "_"  # matplotlib's sign for none in the legend
-            lines.extend(axes[chart].plot(seen[:, 0], values, color=colour, linestyle=dashes, label=word))
+            visible = name in shown
+            word = label if visible else "_"  # matplotlib's sign for none in the legend
+            (line,) = axes[chart].plot(seen[:, 0], values, color=colour, linestyle=dashes, label=word, visible=visible)
+            lines.append(line)
         plots.durations(axes[1].yaxis, log=True)
         axes[1].set_yticks(ticks)
         limits = ((0, fastest), (ticks[0], ticks[-1]), (-2, 102))
@@ -100,10 +102,12 @@ def _limits(seen: Any) -> tuple[Any, ...]:
     last = seen[-1, 0]
     end = next((end for end in _ENDS if last <= end), 60 * math.ceil(last / 60))
     start = 0 if end <= _ENDS[-1] else 60 * math.floor(seen[0, 0] / 60)
-    shown = tuple(name for place, name in enumerate(NAMES) if (seen[:, place] > 0).any() or name == "p99_s")
-    fastest, times = seen[:, 1:5].max(), seen[:, 6:9][seen[:, 6:9] > 0]
+    rates, times = (seen[:, places][seen[:, places] > 0] for places in (slice(1, 5), slice(6, 9)))
     ticks = _steps(times.min(), times.max()) if len(times) else _steps(1e-3, 1e-1)
-    return (start, end), _steps(fastest, fastest)[-1] if fastest > 0 else 1.0, ticks, shown
+    fastest = _steps(rates.max(), rates.max())[-1] if len(rates) else 1.0
+    least = {"errors": 0.0, "hit_rate": 0.0}  # these say something as 0 too
+    shown = tuple(name for i, name in enumerate(NAMES) if (seen[:, i] >= least.get(name, 1e-12)).any())
+    return (start, end), fastest, ticks, shown
 
 
 def _steps(low: float, high: float) -> list[float]:

@@ -7,7 +7,7 @@ import math
 import sys
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import copy_context
@@ -28,7 +28,8 @@ _BUCKETS = f"{DURATION}_bucket"
 _TOLD_APART = {REQUESTS: "status", _BUCKETS: "le", CACHE: "result"}
 _MOST = 1_200  # looks that are remembered
 _FRAME = 1.0  # seconds between two pictures
-_PART = 0.1  # of a core at most, for looking and drawing: the load that is looked at needs it
+_REST = 5  # times as long as it took to look or to draw is waited before it is done again: the load needs the processor
+_LOOKS = 4  # that a rate is made of, at least
 
 Bundle = tuple[dict[str, Any], dict[str, Any]]  # what a notebook shows: data and metadata by MIME type
 
@@ -47,8 +48,8 @@ class Panel:
 
     Args:
         source: a Metrics, or any registry of prometheus_client that has the course's names.
-        every: seconds between two looks; more where looking and drawing would take over a tenth of a core.
-        window: seconds that each rate looks back on; Prometheus' advice is four looks or more.
+        every: seconds between two looks; more where looking takes long, as at 10,000 series.
+        window: seconds that each rate looks back on; more where that would be fewer than four looks.
         alerts: evaluated at every look.
         clock: in seconds.
 
@@ -73,12 +74,12 @@ class Panel:
         if not Snapshot.known(source, REQUESTS):
             raise MonitoringError(say("watch.no_requests", name=REQUESTS))
         self.alerts, self.history = tuple(alerts), History(window)
-        self._source, self._every, self._clock = source, every, clock
+        self._source, self._every, self._window, self._clock = source, every, window, clock
         self._begin()
 
     def _begin(self) -> None:
         self._start: float | None = None
-        self._counts = {name: Counter[str]() for name in _TOLD_APART}
+        self._counts: dict[str, dict[str, float]] = {name: {} for name in _TOLD_APART}
         self._seen = deque[tuple[float, ...]](maxlen=_MOST)
 
     def sample(self) -> None:
@@ -86,11 +87,11 @@ class Panel:
         now, before = Snapshot.of(self._source, *_TOLD_APART, clock=self._clock), self.history.last
         if self._start is None:
             self._start = now.time
-        else:
-            for name, label in _TOLD_APART.items():
-                self._counts[name].update(now.since(before, name, label))
+        else:  # made anew: whoever draws in another thread reads the old ones
+            grown = {name: now.since(before, name, label) for name, label in _TOLD_APART.items()}
+            self._counts = {name: _sum(self._counts[name], more) for name, more in grown.items()}
         self.history.add(now)
-        classes = dict.fromkeys("2345", 0.0)
+        classes = dict.fromkeys("2345", 0.0 if len(self.history) > 1 else math.nan)
         for (status,), value in self.history.rates(REQUESTS, ("status",)).items():
             classes[status[:1]] = classes.get(status[:1], 0.0) + value
         quantiles = _quantiles({le: value for (le,), value in self.history.rates(_BUCKETS, ("le",)).items()})
@@ -107,41 +108,52 @@ class Panel:
         Raises:
             Exception: what looking raised, if the block itself did not.
         """
-        over, wrong, show, canvas = threading.Event(), list[Exception](), _screen(), Canvas()
-        self._begin()
-        self.sample()
-        show(self._frame, canvas)
+        over, wrong, screen, canvas = threading.Event(), list[Exception](), _Screen(), Canvas()
 
-        def watch() -> None:
-            shown, pause = time.monotonic(), self._every
+        def again_and_again(work: Callable[[], None], pause: float) -> None:
+            wait = pause
             try:
-                while not over.wait(pause):
+                while not over.wait(wait):
                     began = time.thread_time()
-                    self.sample()
-                    if time.monotonic() - shown >= _FRAME:
-                        shown = time.monotonic()
-                        show(self._frame, canvas)
-                    pause = max(self._every, (time.thread_time() - began) / _PART)
+                    work()
+                    wait = max(pause, _REST * (time.thread_time() - began))
+                    if work == self.sample:
+                        self.history.window = max(self._window, _LOOKS * wait)
             except Exception as error:
                 wrong.append(error)
 
-        # In the caller's context, by which a notebook knows the cell that the picture belongs to.
-        thread = threading.Thread(target=copy_context().run, args=(watch,), name="labkit panel", daemon=True)
-        thread.start()
+        def draw() -> None:
+            screen.show(self._frame(canvas))
+
+        self._begin()
+        self.sample()
+        if screen.seen:
+            draw()
+        # Two threads, so that a picture holds up no look. In the caller's context, by which a notebook knows the cell
+        # that the picture belongs to.
+        works = ((self.sample, self._every), (draw, _FRAME))
+        threads = [
+            threading.Thread(target=copy_context().run, args=(again_and_again, *work), name="labkit panel", daemon=True)
+            for work in (works if screen.seen else works[:1])
+        ]
+        for thread in threads:
+            thread.start()
         try:
             yield self
         finally:
             over.set()
-            thread.join()
+            for thread in threads:
+                thread.join()
             if not wrong:
                 self.sample()
-            show(lambda: self.plot()._repr_mimebundle_())
+            if screen.seen:
+                screen.show(self.plot()._repr_mimebundle_())
         if wrong:
             raise wrong[0]
 
     def _frame(self, canvas: Canvas) -> Bundle:
         title = repr(self)
-        picture = base64.b64encode(canvas.png(np.array(self._seen), title)).decode()
+        picture = base64.b64encode(canvas.png(np.array(list(self._seen)), title)).decode()
         # Its size is known before it is decoded: what stands below does not jump.
         attributes = {"src": f"data:image/png;base64,{picture}", "width": canvas.width, "height": canvas.height}
         alt = say("watch.panel_alt", says=title)
@@ -166,13 +178,14 @@ class Panel:
         """
         if not self._seen:
             raise MonitoringError(say("watch.no_looks"))
-        return charts(np.array(self._seen), repr(self))[0]
+        return charts(np.array(list(self._seen)), repr(self))[0]
 
     def __repr__(self) -> str:
-        statuses, gets = self._counts[REQUESTS], {result: self._counts[CACHE][result] for result in GETS}
+        counts = self._counts
+        statuses, gets = counts[REQUESTS], {result: counts[CACHE].get(result, 0.0) for result in GETS}
         if count := sum(statuses.values()):
             failed, hit_rate = share(statuses, lambda status: status.startswith("5")), share(gets, "hit".__eq__)
-            p95 = _quantiles(self._counts[_BUCKETS])[1]
+            p95 = _quantiles(counts[_BUCKETS])[1]
             says = [say("watch.panel", count=round(count), failed=failed)]
             says += [] if math.isnan(p95) else [f"p95 {duration(p95)}"]
             says += [] if math.isnan(hit_rate) else [f"hit rate {number(hit_rate, '.0%')}"]
@@ -192,20 +205,23 @@ def _quantiles(buckets: Mapping[str, float]) -> list[float]:
     return [histogram_quantile(q, bounds) for q in (0.50, 0.95, 0.99)]
 
 
-def _screen() -> Callable[..., None]:
-    """What makes and shows a picture, always in the same place; outside of a notebook it does nothing."""
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    if ipython is None or not hasattr(shell, "kernel"):
-        return lambda make, *arguments: None
-    handle: Any = None
+def _sum(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
+    return {label: one.get(label, 0.0) + other.get(label, 0.0) for label in {**one, **other}}
 
-    def show(make: Callable[..., Bundle], *arguments: Any) -> None:
-        nonlocal handle
-        data, metadata = make(*arguments)
-        if handle is None:
-            handle = ipython.display.display(data, metadata=metadata, raw=True, display_id=True)
+
+class _Screen:
+    """Shows a picture always in the same place of a notebook; elsewhere nothing is ``seen``."""
+
+    def __init__(self) -> None:
+        ipython = sys.modules.get("IPython")
+        shell = ipython.get_ipython() if ipython is not None else None
+        self._display: Any = ipython.display.display if ipython and hasattr(shell, "kernel") else None
+        self._handle: Any = None
+        self.seen = self._display is not None
+
+    def show(self, bundle: Bundle) -> None:
+        data, metadata = bundle
+        if self._handle is None:
+            self._handle = self._display(data, metadata=metadata, raw=True, display_id=True)
         else:
-            handle.update(data, metadata=metadata, raw=True)
-
-    return show
+            self._handle.update(data, metadata=metadata, raw=True)

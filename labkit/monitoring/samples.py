@@ -144,7 +144,7 @@ class Snapshot:
     def series(self, name: str, **where: Where) -> Iterator[tuple[Labels, float]]:
         """The series of a name whose labels are as asked, with their values."""
         for labels, value in self.values.get(name, {}).items():
-            if _fits(labels, where):
+            if not where or _fits(labels, where):
                 yield labels, value
 
     def since(self, before: Snapshot, name: str, by: str) -> dict[str, float]:
@@ -192,8 +192,6 @@ def _registry(source: Any) -> Any:
 
 
 def _fits(labels: Labels, where: Mapping[str, Where]) -> bool:
-    if not where:
-        return True
     has = dict(labels)
     return all(
         has.get(label, "") == wanted if isinstance(wanted, str) else wanted.fullmatch(has.get(label, "")) is not None
@@ -207,13 +205,16 @@ class History:
     Args:
         window: seconds that rates look back on, unless told otherwise.
         keep: for how many seconds a snapshot is kept; by default the window and as much again.
+
+    Attributes:
+        window: may be changed.
     """
 
     def __init__(self, window: float = 15.0, *, keep: float | None = None) -> None:
         if not window > 0:
             raise MonitoringError(say("watch.bad_number", name="window", value=window))
         self.window = window
-        self._keep = 2 * window if keep is None else max(keep, window)
+        self._keep = keep
         self._snapshots: deque[Snapshot] = deque()
 
     def __len__(self) -> int:
@@ -222,21 +223,14 @@ class History:
     def add(self, snapshot: Snapshot) -> None:
         """Take in a newer snapshot and let go of the old ones."""
         self._snapshots.append(snapshot)
-        while self._snapshots[0].time < snapshot.time - self._keep:
+        keep = 2 * self.window if self._keep is None else self._keep
+        while self._snapshots[0].time < snapshot.time - keep:
             self._snapshots.popleft()
 
     @property
     def last(self) -> Snapshot:
         """The newest snapshot; an empty one before the first."""
         return self._snapshots[-1] if self._snapshots else Snapshot(-math.inf, {})
-
-    def series(self, name: str, **where: Where) -> dict[Labels, list[tuple[float, float]]]:
-        """All series of a name whose labels are as asked, each with its moments and values."""
-        found: dict[Labels, list[tuple[float, float]]] = {}
-        for snapshot in self._snapshots:
-            for labels, value in snapshot.series(name, **where):
-                found.setdefault(labels, []).append((snapshot.time, value))
-        return found
 
     def rates(
         self, name: str, by: Sequence[str] = (), *, window: float | None = None, at: float | None = None, **where: Where
@@ -254,8 +248,13 @@ class History:
             The rates of the groups that have one; nothing for those with fewer than two samples.
         """
         window, at = window or self.window, self.last.time if at is None else at
+        series: dict[Labels, list[tuple[float, float]]] = {}
+        for snapshot in self._snapshots:
+            if at - window <= snapshot.time <= at:
+                for labels, count in snapshot.series(name, **where):
+                    series.setdefault(labels, []).append((snapshot.time, count))
         sums: dict[tuple[str, ...], float] = {}
-        for labels, points in self.series(name, **where).items():
+        for labels, points in series.items():
             value = rate(points, window, at)
             if not math.isnan(value):
                 has = dict(labels)
