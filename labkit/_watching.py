@@ -29,7 +29,8 @@ class Watching:
         """What was logged in this process since the Lab was opened, the last 10,000 records, the oldest first.
 
         Other Labs and the learner's own loggers included. The components of labkit speak from INFO on unless
-        `labkit.monitoring.logs.configure` says otherwise, other loggers as they are set.
+        `labkit.monitoring.logs.configure` says otherwise, other loggers as they are set. Columns: time (UTC), level,
+        component, request_id, message, error (a traceback), and the fields that one of the records has.
 
         Args:
             component: ``"http"``, ``"sql"``, ``"cache"``, ``"health"``, ``"alerts"``, or the name of any other logger;
@@ -52,6 +53,8 @@ class Watching:
             df = df[(df["component"] == name) | df["component"].str.startswith(f"{name}.")]
         if request_id is not None:
             df = df[df["request_id"] == request_id]
+        fields = list(df)[list(df).index("error") + 1 :]
+        df = df.drop(columns=[name for name in fields if df[name].isna().all()])
         return df.reset_index(drop=True)
 
     def system(self) -> SystemView:

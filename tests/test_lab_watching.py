@@ -73,6 +73,7 @@ class TestLogs:
             assert lab.logs("labkit.http").equals(lab.logs("http"))
             assert list(lab.logs("shop")["component"]) == ["shop.orders"], "loggers below it belong to it"
             assert lab.logs("sho").empty
+            assert list(lab.logs("shop"))[5:] == ["error", "order"] and list(lab.logs("sho"))[-1] == "error"
             assert list(lab.logs(level="warning")["component"]) == ["shop.orders", "http"]
             assert list(lab.logs(level=logging.ERROR)["component"]) == ["http"]
             assert list(lab.logs("http", level="ERROR")["status"]) == [500]
