@@ -23,6 +23,7 @@ IMPROVEMENT = (0.30, 0.50, 0.70)  # of the waiting time: satisfactory, good, exc
 HIT_RATE = (0.40, 0.60, 0.80)  # on the standard traffic
 STATEMENTS = 3  # that the optimised endpoint may run
 SEVERAL = 2  # problems solved that make "several", and strategies that make "multiple"
+MONITORED = {"metrics": ("3.1", "3.2"), "middleware": ("3.3", "3.4"), "health": ("3.5", "3.6"), "alert": ("3.7",)}
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ def levels(evidence: Evidence, quality: Quality | None = None, *, room: str = "l
         found["profiling"] = _profiling(evidence)
     if room == "lesson_02":
         found["cache"] = _cache(evidence)
+    if room == "lesson_03":
+        found["monitoring"] = _monitoring(evidence)
     nothing = words("rubric.no_evidence")
     return [found.get(criterion) or Level(criterion, None, nothing) for criterion in CRITERIA]
 
@@ -98,6 +101,22 @@ def _cache(evidence: Evidence) -> Level | None:
     rate_text = number(100 * rate, ".1f")
     reason = words("rubric.hit_rate", rate=rate_text, requests=values["requests"], strategies=compared)
     return Level("cache", level, reason)
+
+
+def _monitoring(evidence: Evidence) -> Level | None:
+    """A level for each part of the system that is whole; the last one with a panel that has watched requests."""
+    tried = {event["exercise"] for event in evidence.of("check") if event["verdict"] != "todo"}
+    if not tried:
+        return None
+    solved = {event["exercise"] for event in evidence.of("check", verdict="done")}
+    done = {part: sum(id in solved for id in ids) for part, ids in MONITORED.items()}
+    rows = evidence.kept().get("panel", {}).get("rows", [])
+    panel = any((row.get("status_2xx") or 0) > 0 for row in rows)
+    whole = [done[part] == len(ids) for part, ids in MONITORED.items()]
+    whole[-1] &= panel
+    level = max(1, whole.index(False) if False in whole else len(whole))
+    said = words(f"rubric.panel_{'yes' if panel else 'no'}")
+    return Level("monitoring", level, words("rubric.monitored", **done, panel=said))
 
 
 def _quality(quality: Quality | None) -> Level | None:
