@@ -415,6 +415,13 @@ class TestBlog:
             assert [lab.get(path).status for path in ("/health/detailed", "/health/metrics", "/metrics")] == [404] * 3
             assert lab.app.state.disk_usage is psutil.disk_usage  # type: ignore[union-attr]
 
+    def test_it_is_well_without_a_redis_that_nobody_gave(self) -> None:
+        with Lab(create_app(), redis=False) as lab:
+            body = lab.get("/health/detailed").json
+            assert body["status"] == body["checks"]["cache"]["status"] == "healthy"
+            assert body["checks"]["cache"]["redis"] == "none given"
+            assert lab.logs(level="WARNING").empty
+
     def test_what_its_cache_does_can_be_heard_by_a_learner(self) -> None:
         events: list[Any] = []
         with Lab(create_app(monitored=False)) as lab:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
 
-from labkit.monitoring import logs
+from labkit import settings
+from labkit.monitoring import checks, logs
 from labkit.monitoring.setup import monitor
 
 router = APIRouter(prefix="/health", tags=["health"])
@@ -20,7 +22,13 @@ async def health() -> dict[str, str]:
 
 def watch(app: FastAPI) -> None:
     """Monitor the blog: its requests, statements, cache and health."""
-    monitor(app, engine=lambda: app.state.engine, cache=app.state.cache)
+    redis = checks.cache(app.state.cache)
+
+    def probe() -> Any:
+        return redis.probe() if app.state.redis_url or settings.redis_url() else {"redis": "none given"}
+
+    # A blog that was given no Redis is not ill; one that is degraded for ever is soon looked at by nobody.
+    monitor(app, engine=lambda: app.state.engine, checks=[replace(redis, probe=probe)])
 
     def observe(event: Any) -> None:
         app.state.metrics.on_cache(event)

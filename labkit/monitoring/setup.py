@@ -74,7 +74,7 @@ def monitor(
         router.lifespan_context = _around(app, router.lifespan_context)
     else:
         before.undo(setup)
-    setup.add(layer, health.router(metrics))
+    setup.add(layer, health.router(metrics).routes)
     state.metrics, state.health, state.labkit_setup = metrics, health, setup
     return metrics
 
@@ -128,22 +128,14 @@ class _Setup:
             self._unwatch()
             self._unwatch = None
 
-    def add(self, layer: Any, endpoints: Any) -> None:
+    def add(self, layer: Any, endpoints: list[Any]) -> None:
         """Put the middleware outermost, and the endpoints before the first route that would answer to anything."""
-        app, routes = self._app, self._app.router.routes
-        self._layer, own = layer, list(routes)
-        app.user_middleware.insert(0, layer)
-        if hasattr(app, "include_router"):  # FastAPI: of a route that is not its own it would not tell the template
-            lifespan = app.router.lifespan_context
-            app.include_router(endpoints)
-            app.router.lifespan_context = lifespan  # around which it put that of the endpoints, which have none
-        else:
-            routes.extend(endpoints.routes)
-        self._routes = routes[len(own) :]
+        self._layer, self._routes, mine = layer, endpoints, self._app.router.routes
+        self._app.user_middleware.insert(0, layer)
         scope = {"type": "http", "method": "GET", "path": _NOWHERE, "root_path": "", "headers": [], "query_string": b""}
-        greedy = (place for place, route in enumerate(own) if route.matches(dict(scope))[0] is Match.FULL)
-        place = next(greedy, len(own))
-        routes[:] = [*own[:place], *self._routes, *own[place:]]
+        greedy = (place for place, route in enumerate(mine) if route.matches(dict(scope))[0] is Match.FULL)
+        place = next(greedy, len(mine))
+        mine[place:place] = endpoints
         self._renew()
 
     def undo(self, next: _Setup) -> None:
