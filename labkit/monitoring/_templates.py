@@ -6,88 +6,101 @@ thinks of would make a time series.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, MutableMapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-UNMATCHED = "unmatched"  # whatever no route answers: made-up paths, and redirects from a path with a slash too many
-_REST = "/{path}"  # what a mount passes on
+UNMATCHED = "unmatched"  # what no route answers: addresses that do not exist, redirects from one with a slash too many
+_REST = "/{path}"  # what a mount hands on to an application without routes
+_MOST = 10_000  # things remembered, far more than any application has routes
 _NOTHING: Mapping[str, Any] = {}
+
+Place = tuple[str, str]  # the template, and a pattern of the paths that it stands for
+_name = re.compile(r"\?P<\w+>")
 
 
 class Templates:
-    """Finds templates in one application.
+    """Finds the templates of one application. Nothing is matched a second time, but where a thing has several places.
 
     Args:
-        app: its outermost layer, where the scope does not name an application.
+        app: where to look for routes if the scope names no application.
     """
 
     def __init__(self, app: Any) -> None:
         self._app = app
-        self._plain: dict[str, str] = {}  # places of mounts without parameters: each is its own template
+        self._places: dict[int, tuple[Any, list[Place]]] = {}  # by identity: routes are not hashable
 
-    def of(self, scope: MutableMapping[str, Any], root: Any = None) -> str:
-        """The template of the route behind ``scope``, once routing is done with it; ``unmatched`` if there is none.
+    def of(self, scope: Mapping[str, Any], root: Any = None) -> str:
+        """The template of what has answered, mounts included; ``unmatched`` if no route has.
 
         Args:
-            root: the application that is measured; a mounted one has put itself in the scope.
+            scope: of a request, after routing.
+            root: the application in which the mounts are; they replace it in the scope by the one that they lead to.
         """
-        own = _own(scope)
-        if "app_root_path" not in scope:  # no mount
-            return own or UNMATCHED
-        place = scope["root_path"][len(scope["app_root_path"]) :]
-        return UNMATCHED if own is None else self._prefix(place, root) + own
+        route, endpoint = scope.get("route"), scope.get("endpoint")
+        context = scope["fastapi"].get("effective_route_context") if "fastapi" in scope else None
+        thing = endpoint
+        if context is not None and context.original_route is route:  # of an included router: it knows the prefixes
+            thing = context
+        elif route is not None and getattr(route, "endpoint", None) is endpoint:
+            thing = route
+        if thing is not endpoint and "app_root_path" not in scope:  # no mount on the way
+            return thing.path_format  # type: ignore[no-any-return, union-attr]
+        if endpoint is None:
+            return _frontend(scope)
+        places = self._known(thing, root)
+        if len(places) > 1:
+            places = [place for place in places if re.fullmatch(place[1], _path(scope))]
+        return places[0][0] if places else getattr(thing, "path_format", UNMATCHED)
 
-    def _prefix(self, place: str, root: Any) -> str:
-        """The template of the mounts that lead to ``place``."""
-        found = self._plain.get(place)
-        if found is None:
-            found = _mounted(_routes(root or self._app), place + "/") or place
-            if found == place:
-                self._plain[place] = found
-        return found
-
-
-def _own(scope: MutableMapping[str, Any]) -> str | None:
-    """The part of the template below all mounts."""
-    route, endpoint = scope.get("route"), scope.get("endpoint")
-    context = scope.get("fastapi", _NOTHING).get("effective_route_context")
-    if context is not None:  # FastAPI's name for a route of an included router, its prefixes included
-        if context.original_route is route:
-            return context.path_format  # type: ignore[no-any-return]
-        if getattr(context.original_route, "endpoint", None) is endpoint:
-            return context.starlette_route.path_format  # type: ignore[no-any-return]
-    if route is not None and getattr(route, "endpoint", None) is endpoint:
-        return route.path_format  # type: ignore[no-any-return]
-    return None
+    def _known(self, thing: Any, root: Any) -> list[Place]:
+        """Where a route, an endpoint or a mounted application stands."""
+        known = self._places.get(id(thing))
+        if known is None or known[0] is not thing:
+            if len(self._places) > _MOST:
+                self._places.clear()
+            places = [place for each, place in _walk(_routes(root or self._app)) if each is thing]
+            known = self._places[id(thing)] = thing, list(dict.fromkeys(places))
+        return known[1]
 
 
-def _routes(app: Any) -> list[Any]:
-    """The routes of an application below its layers."""
+def _frontend(scope: Mapping[str, Any]) -> str:
+    """FastAPI's ``app.frontend("/shop", directory)`` is no route; it says what follows its path."""
+    rest = scope.get("fastapi", _NOTHING).get("frontend_path")
+    return UNMATCHED if rest is None else _path(scope).removesuffix(rest).rstrip("/") + _REST
+
+
+def _path(scope: Mapping[str, Any]) -> str:
+    """The path without what a proxy has put before it."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("app_root_path", scope.get("root_path", "")))
+
+
+def _routes(app: Any) -> Iterable[Any] | None:
+    """The routes of an application, whatever layers are around it; None if it has none."""
     while app is not None:
         if (found := getattr(app, "routes", None)) is not None:
-            return list(found)
+            return found  # type: ignore[no-any-return]
         app = getattr(app, "app", None)
-    return []
-
-
-def _mounts(routes: list[Any]) -> Iterator[Any]:
-    for route in routes:
-        if (contexts := getattr(route, "effective_route_contexts", None)) is not None:  # an included router
-            yield from _mounts([each.starlette_route or each.original_route for each in contexts()])
-        elif hasattr(route, "app") and not hasattr(route, "endpoint"):
-            yield route
-
-
-def _mounted(routes: list[Any], rest: str) -> str | None:
-    """The templates of the mounts that match ``rest``, which ends with a slash, one after the other."""
-    for mount in _mounts(routes):
-        if not hasattr(mount, "path_regex"):  # a host
-            if (deeper := _mounted(_routes(mount), rest)) is not None:
-                return deeper
-        elif (found := mount.path_regex.match(rest)) is not None:
-            below, here = "/" + found["path"], mount.path_format.removesuffix(_REST)
-            if below == "/":
-                return here
-            if (deeper := _mounted(_routes(mount), below)) is not None:
-                return here + deeper
     return None
+
+
+def _walk(routes: Iterable[Any] | None, template: str = "", pattern: str = "") -> Iterator[tuple[Any, Place]]:
+    """Everything that a scope may name after routing, with its places, those that are looked at first ahead."""
+    for route in routes or ():
+        if (contexts := getattr(route, "effective_route_contexts", None)) is not None:  # an included router
+            for context in contexts():
+                yield from _walk([context.starlette_route or context], template, pattern)
+        elif getattr(route, "path_regex", None) is None:  # a host, which is no part of the path
+            yield from _walk(_routes(getattr(route, "app", None)), template, pattern)
+        else:
+            own = _name.sub("?:", route.path_regex.pattern.removeprefix("^").removesuffix("$"))
+            place = template + route.path_format, pattern + own
+            if hasattr(route, "endpoint"):
+                yield route, place
+                yield route.endpoint, place
+            elif (inner := _routes(route.app)) is None:
+                yield route.app, place
+            else:
+                yield route.app, (UNMATCHED, pattern + own)
+                yield from _walk(inner, place[0].removesuffix(_REST), place[1].removesuffix("/(?:.*)"))

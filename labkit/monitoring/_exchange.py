@@ -1,0 +1,277 @@
+"""One request and its answer, on their way through the layer that measures them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager, suppress
+from functools import lru_cache, partial
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import anyio
+from starlette._utils import is_async_callable
+from starlette.middleware.errors import ServerErrorMiddleware
+from starlette.requests import Request
+from starlette.types import Message, Receive, Scope, Send
+
+from labkit.monitoring.ids import accepted, new_id, request_id
+
+if TYPE_CHECKING:
+    from labkit.monitoring.middleware import MetricsMiddleware
+
+MARK = "labkit.monitoring"  # in the scope: the registry in which the request is recorded already,
+FAILED = "labkit.monitoring.failed"  # and the exchange, once it has failed. Before that it would be a cycle to collect
+METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "QUERY"))
+GONE = 499
+SLOW = 0.005  # seconds from which on it is worth while to ask a server whether the client is still there,
+SHARE, LONGEST = 0.01, 0.002  # which may take this part of what the request took, and no longer than so many seconds
+
+_OURS = frozenset((b"x-request-id", b"x-response-time"))
+_BODY = frozenset((b"content-length", b"transfer-encoding"))
+_TELLING = frozenset((b"x-request-id", b"authorization", b"cookie"))
+_session = re.compile(rb"(?:^|;) *((?:[\w.-]*session[\w.-]*|[\w.-]*\bsid)=[^;]+)", re.IGNORECASE).search
+_log = logging.getLogger("labkit.http")
+
+
+class Exchange:
+    """What is known about a request until it is recorded.
+
+    Attributes:
+        id: of the request.
+    """
+
+    status = size = 0  # as they were sent so far
+    gone = False  # whether the client is known to have left
+    asking = False  # whether the application waits for a message
+    heard = False  # whether the request's body was received to its end
+    kept: Message | None = None  # a message that was received for the application
+    recorded = 0  # the status, if so
+
+    def __init__(self, layer: MetricsMiddleware, scope: Scope, receive: Receive, send: Send) -> None:
+        self.begun = perf_counter()
+        self.layer, self.scope, self._receive, self._send = layer, scope, receive, send
+        self.root = scope.get("app")
+        given = credentials = session = None
+        for name, value in scope["headers"]:
+            if name in _TELLING:
+                if name == b"cookie":
+                    session = session or _session(value)
+                elif name == b"authorization":
+                    credentials = value
+                elif given is None:
+                    given = value
+        self.user: Hashable = None
+        if credentials is not None:
+            self.user = hash(credentials)
+        elif session is not None:
+            self.user = hash(session[1])
+        elif client := scope.get("client"):
+            self.user = client[0]
+        if MARK in scope:  # a layer around this one records it elsewhere
+            self.id = request_id.get()
+        else:
+            scope[MARK] = layer.registry
+            self.id = (given is not None and accepted(given)) or new_id()
+        scope.setdefault("state", {})["request_id"] = self.id
+        self.open = not layer.excluded or not (scope["path"] + "/").startswith(layer.excluded)
+        if self.open:
+            layer.begin()
+
+    async def receive(self) -> Message:
+        """What the application receives: messages as they come."""
+        if self.kept is not None:
+            message, self.kept = self.kept, None
+            return message
+        if self.gone:  # some servers say it once only
+            return {"type": "http.disconnect"}
+        self.asking = True
+        try:
+            message = await self._receive()
+        finally:
+            self.asking = False
+        if message["type"] == "http.disconnect":
+            self.gone = True
+        elif not message.get("more_body"):
+            self.heard = True
+        return message
+
+    async def send(self, message: Message) -> None:
+        """What the application sends, at once; the head gets its headers, and after the end the request is recorded."""
+        kind, last = message["type"], False
+        if kind == "http.response.body":
+            self.size += len(message.get("body", b""))
+            last = not message.get("more_body")
+        elif kind == "http.response.start":
+            self.status = message["status"]
+            seconds = perf_counter() - self.begun
+            if seconds > SLOW:
+                await self._look(seconds)
+            headers = [pair for pair in message.get("headers", ()) if pair[0].lower() not in _OURS]
+            headers.append((b"x-request-id", self.id.encode()))
+            headers.append((b"x-response-time", _written(int(seconds * 10_000))))
+            message = {**message, "headers": headers}
+        elif kind == "http.response.pathsend":
+            last = True
+        try:
+            await self._send(message)
+        except OSError:  # as servers say that nobody is there any more
+            self.gone = True
+            raise
+        if last and self.open:
+            self._close(GONE if self._left() else self.status)
+
+    def end(self) -> None:
+        """The application is done."""
+        if self.open:  # and has not finished its answer: because nobody waits for it, or the server does it
+            self._close(GONE if self._left() else 500)
+        if self.recorded == 500:
+            self._note(logging.ERROR, 500)
+
+    async def fail(self, error: BaseException) -> None:
+        """The application has raised ``error``, which goes on to the server."""
+        if self.open and (self._left() or _cancelled(error)):
+            self._close(GONE)
+            return
+        if type(error).__module__ == "starlette.middleware.body_limit":  # its way of saying that it answers itself
+            if self.open:
+                self._close(413)
+            return
+        self._note(logging.ERROR, self.recorded or 500, error)
+        guard = getattr(self.root, "middleware_stack", None)
+        if not self.status and isinstance(error, Exception):
+            if not isinstance(guard, ServerErrorMiddleware):
+                with suppress(Exception):  # the same error, or that the client has left
+                    await ServerErrorMiddleware(partial(_fail, error))(self.scope, self.receive, self.send)
+            else:
+                self.scope[FAILED] = self
+                _lead_through(guard)
+                if self._outermost():
+                    return  # Starlette answers, and the answer comes by here
+        if self.open:
+            self._close(500)
+
+    async def answer(self, response: Any, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send what Starlette answers for the application that has failed."""
+        self._send = send
+        try:
+            await response(scope, receive, self.send)
+        finally:
+            if self.open:
+                self._close(GONE if self._left() else 500)
+
+    def abandon(self) -> None:
+        """The handler of the failure has failed."""
+        if self.open:
+            self._close(500)
+
+    def _left(self) -> bool:
+        """Whether the client left before the end. uvicorn knows, and drops without a word what is sent to nobody."""
+        return self.gone or getattr(getattr(self._receive, "__self__", None), "disconnected", False)
+
+    async def _look(self, seconds: float) -> None:
+        """Ask other servers whether the client has left while it was waiting; nothing that they say is lost."""
+        if self.gone or self.asking or hasattr(getattr(self._receive, "__self__", None), "disconnected"):
+            return
+        rounds = 1
+        if not self.heard:
+            if any(name in _BODY for name, _ in self.scope["headers"]):
+                return  # the application may still want the body
+            self.heard, self.kept = True, {"type": "http.request", "body": b"", "more_body": False}
+            rounds = 2
+        with anyio.move_on_after(min(seconds * SHARE, LONGEST)):
+            for _ in range(rounds):
+                self.gone = (await self._receive())["type"] == "http.disconnect"
+
+    def _outermost(self) -> bool:
+        """Whether no other layer, that might answer in its own way, is between ours and Starlette's last one."""
+        layers = getattr(self.root, "user_middleware", ())
+        first = layers[0] if layers else None
+        return first is not None and any(each is self.layer.metrics for each in (*first.args, *first.kwargs.values()))
+
+    def _close(self, status: int) -> None:
+        """Record the request."""
+        seconds = perf_counter() - self.begun
+        self.open, self.recorded = False, status
+        layer, scope = self.layer, self.scope
+        method = scope["method"]
+        layer.finish()
+        size = 0 if method == "HEAD" else self.size
+        endpoint = layer.template(scope, self.root)
+        layer.series(method if method in METHODS else "other", endpoint, status).record(seconds, size)
+        user = self.user
+        if layer.user is not None:
+            user = None
+            with suppress(Exception):  # nobody's request fails because it cannot be told whose it is
+                user = layer.user(scope)
+        if user is not None:
+            layer.saw(user)
+        if status != 500 and _log.isEnabledFor(logging.INFO):
+            self._note(logging.INFO, status)
+
+    def _note(self, level: int, status: int, error: BaseException | None = None) -> None:
+        method, path, seconds = self.scope["method"], quote(self.scope["path"]), perf_counter() - self.begun
+        extra = {"method": method, "path": path, "status": status, "seconds": round(seconds, 6)}
+        _log.log(level, "%s %s %d", method, path, status, exc_info=error, extra=extra)
+
+
+def _cancelled(error: BaseException) -> bool:
+    """Whether somebody has stopped the request; who awaits a task that was cancelled only gets to know of it."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(_cancelled, error.exceptions))
+    if isinstance(error, asyncio.CancelledError):
+        task = asyncio.current_task()
+        return task is None or task.cancelling() > 0
+    return isinstance(error, GeneratorExit)
+
+
+@lru_cache(1024)
+def _written(tenths: int) -> bytes:
+    """So many tenths of a millisecond, in seconds: mostly the same few."""
+    return b"%.4f" % (tenths / 10_000)
+
+
+async def _fail(error: Exception, *asgi: object) -> None:
+    raise error
+
+
+def _lead_through(guard: ServerErrorMiddleware) -> None:
+    """Let what Starlette's outermost layer answers to failures go by the exchange, like every other answer."""
+    for name in ("handler", "error_response", "debug_response"):
+        make: Any = getattr(guard, name)
+        if make is not None and not hasattr(make, "labkit"):
+            led = _led(make)
+            led.labkit = True
+            setattr(guard, name, led)
+
+
+def _led(make: Any) -> Any:
+    async def wait(request: Request, error: Exception) -> Any:
+        with _again(request) as through:
+            return through(await make(request, error))
+
+    def run(request: Request, error: Exception) -> Any:
+        with _again(request) as through:
+            return through(make(request, error))
+
+    return wait if is_async_callable(make) else run
+
+
+@contextmanager
+def _again(request: Request) -> Iterator[Callable[[Any], Any]]:
+    """The request once more, for what answers its failure."""
+    exchange: Exchange | None = request.scope.get(FAILED)
+    if exchange is None:  # it failed before it came to us
+        yield lambda response: response
+        return
+    token = request_id.set(exchange.id)
+    try:
+        yield lambda response: partial(exchange.answer, response)
+    except BaseException:
+        exchange.abandon()
+        raise
+    finally:
+        request_id.reset(token)
