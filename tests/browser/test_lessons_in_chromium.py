@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from labkit.course.exercises import outline
+from tests.abreast import Jobs, abreast
 from tests.browser.jupyterlab import Browser, Notebook, open_browser, prepare
 from tests.launching import free_port, started
 
@@ -56,17 +57,37 @@ def test_there_are_lessons_to_run() -> None:
     assert LEARNER and [path.name for path in LEARNER] == [path.name for path in SOLUTIONS]
 
 
-@pytest.mark.parametrize("lesson", LEARNER, ids=lambda path: path.stem)
-def test_the_untouched_lesson_runs_from_top_to_bottom(lesson: Path, work: Path, chromium: str) -> None:
+def untouched(lesson: Path, work: Path, chromium: str) -> None:
     with workbook(work, chromium) as (browser, address):
         notebook = run(browser, address, f"es/{lesson.name}", f"{lesson.stem}-light")
         assert "¡" not in notebook.panel.inner_text()
 
 
-@pytest.mark.parametrize("lesson", DARK, ids=lambda path: path.stem)
-def test_the_solution_runs_in_the_dark_theme(lesson: Path, work: Path, chromium: str) -> None:
+def solved(lesson: Path, work: Path, chromium: str) -> None:
     (work / "es/solutions").mkdir(parents=True)
     shutil.copy(LEARNER[SOLUTIONS.index(lesson)] if outline(lesson.stem).cures else lesson, work / "es/solutions")
     with workbook(work, chromium, "JupyterLab Dark") as (browser, address):
         run(browser, address, f"es/solutions/{lesson.name}", f"{lesson.stem}-solution-dark")
         assert browser.page.locator('body[data-jp-theme-light="false"]').count() == 1
+
+
+@pytest.fixture(scope="module")
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Iterator[Jobs]:
+    """The runs that are asked for, each with a JupyterLab, a browser and a work folder of its own."""
+
+    def job(test: str, path: Path) -> None:
+        work = tmp_path_factory.mktemp(path.stem) / "work"
+        (untouched if "untouched" in test else solved)(path, work, chromium)
+
+    with abreast(request, job, by_test=True) as jobs:
+        yield jobs
+
+
+@pytest.mark.parametrize("path", LEARNER, ids=lambda path: path.stem)
+def test_the_untouched_lesson_runs_from_top_to_bottom(path: Path, runs: Jobs) -> None:
+    runs["test_the_untouched_lesson_runs_from_top_to_bottom", path].result()
+
+
+@pytest.mark.parametrize("path", DARK, ids=lambda path: path.stem)
+def test_the_solution_runs_in_the_dark_theme(path: Path, runs: Jobs) -> None:
+    runs["test_the_solution_runs_in_the_dark_theme", path].result()

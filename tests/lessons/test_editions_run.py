@@ -7,7 +7,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ with warnings.catch_warnings():  # bleach, which nbconvert imports, warns of its
     import nbconvert
 
 from labkit.course.exercises import outline
+from tests.abreast import abreast
 
 ROOT = Path(__file__).parents[2]
 LEARNER = sorted((ROOT / "notebooks/es").glob("*.ipynb"))
@@ -48,14 +49,9 @@ def execute(path: Path, work: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
-    """The editions that are asked for, two at a time: most of what a lesson does is wait."""
-    wanted = [
-        item.callspec.params["path"]
-        for item in request.session.items
-        if item.path == request.path and hasattr(item, "callspec")
-    ]
-    with ThreadPoolExecutor(2) as pool:
-        yield {path: pool.submit(execute, path, tmp_path_factory.mktemp(path.stem)) for path in wanted}
+    """The editions that are asked for."""
+    with abreast(request, lambda _, path: execute(path, tmp_path_factory.mktemp(path.stem))) as jobs:
+        yield {path: job for (_, path), job in jobs.items()}
 
 
 def streams(notebook: Any, name: str) -> list[str]:
