@@ -2,15 +2,14 @@
 # jupyter:
 #   lesson:
 #     gallery: true
-#     running: 0.9
 # ---
 
 # %% [markdown] name="title"
 # # Galería de trampas
 #
-# Aquí están las trampas que no caben en las lecciones. Cada ficha trae un código que parece correcto. Léelo, cambia
-# `guess` por **tu predicción** y ejecuta: la tarjeta mide la trampa y su cura en tu máquina. Después cambia el código
-# y ejecuta otra vez. No hay orden ni reloj.
+# Aquí están las trampas que no caben en las lecciones: código que parece correcto. Sin orden ni reloj. Ejecuta la
+# primera celda y los `import` de un ejercicio. Lee una ficha, cambia `guess` por **tu predicción** y ejecuta: la
+# tarjeta mide la trampa y su cura en tu máquina. Después cambia el código y prueba otra vez.
 
 # %% name="setup" tags=["setup"]
 from labkit import Lab
@@ -29,7 +28,6 @@ import io
 import pstats
 import sys
 import time
-from collections import Counter
 from functools import wraps
 
 from fastapi import Depends
@@ -116,7 +114,8 @@ gallery.card("T05", timed, guess=1)
 
 
 # %% name="T08" tags=["trap"]
-mentioned = select(func.count(User.id)).join(Comment, Comment.body.contains(User.username)).where(User.id <= 100)
+named = Comment.body.contains(User.username)
+mentioned = select(func.count(User.id)).join(Comment, named).where(User.id <= 100)
 
 
 # starter
@@ -131,6 +130,106 @@ def mentions(db: Session = Depends(get_db)):
 
 # end
 gallery.card("T08", mentions, guess=20)
+
+# %% [markdown] name="T12-text"
+# ### T12 · ¿La misma primera página?
+#
+# El endpoint lento y el rápido piden los primeros 50 usuarios a PostgreSQL. ¿Cuántos tienen en común sus respuestas?
+
+
+# %% name="T12" tags=["trap"]
+# starter
+def slow(db):
+    return db.query(User.id).limit(50).all()
+
+
+def fast(db):
+    posts = func.count(Post.id)
+    found = db.query(User.id, posts).outerjoin(User.posts).group_by(User.id)
+    return found.limit(50).all()
+
+
+# solution
+def slow(db):
+    return db.query(User.id).order_by(User.id).limit(50).all()
+
+
+def fast(db):
+    posts = func.count(Post.id)
+    found = db.query(User.id, posts).outerjoin(User.posts).group_by(User.id)
+    return found.order_by(User.id).limit(50).all()
+
+
+# end
+gallery.card("T12", slow, fast, guess=50)
+
+# %% [markdown] name="T13-text"
+# ### T13 · ¿Qué viaja desde la base de datos?
+#
+# El endpoint rápido necesita tres columnas de 1.000 publicaciones. ¿Cuántos valores (filas × columnas) lee?
+
+
+# %% name="T13" tags=["trap"]
+# starter
+def posts(db):
+    found = db.query(Post).options(joinedload(Post.author)).filter(Post.author_id <= 50)
+    return [(post.author_id, post.id, post.title) for post in found]
+
+
+# solution
+def posts(db):
+    return db.execute(select(Post.author_id, Post.id, Post.title).where(Post.author_id <= 50)).all()
+
+
+# end
+gallery.card("T13", posts, guess=3_000)
+
+# %% [markdown] name="T14-text"
+# ### T14 · ¿Es lento Query.count()?
+#
+# Se repite en muchos blogs: `Query.count()` es lento en la base de datos, usa `select(func.count())`. ¿Cuántas veces
+# más le cuesta a la base de datos?
+
+
+# %% name="T14" tags=["trap"]
+# starter
+def count(db):
+    return db.query(Comment).filter(Comment.author_id <= 100).count()
+
+
+# solution
+def count(db):
+    return db.scalar(select(func.count()).where(Comment.author_id <= 100))
+
+
+# end
+gallery.card("T14", count, guess=5)
+
+# %% [markdown] name="T16-text"
+# ### T16 · ¿Agrupar a todos para mostrar 50?
+#
+# Otra creencia: `GROUP BY` antes de `LIMIT` agrupa a los 300 usuarios y tira 250. ¿Cuántas veces los pasos de limitar
+# primero cuesta?
+
+
+# %% name="T16" tags=["trap"]
+# starter
+def page(db):
+    posts = func.count(Post.id)
+    found = select(User.id, posts).outerjoin(User.posts).group_by(User.id)
+    return db.execute(found.order_by(User.id).limit(50)).all()
+
+
+# solution
+def page(db):
+    first = select(User.id).order_by(User.id).limit(50).subquery()
+    posts = func.count(Post.id)
+    found = select(first.c.id, posts).outerjoin(Post, Post.author_id == first.c.id)
+    return db.execute(found.group_by(first.c.id).order_by(first.c.id)).all()
+
+
+# end
+gallery.card("T16", page, guess=6)
 
 # %% [markdown] name="T17-text"
 # ### T17 · ¿Sirve el decorador para todos?
@@ -183,17 +282,17 @@ def calls_of(func):
 
 # solution
 def calls_of(func):
-    calls = Counter()
+    seen = []
 
     def note(frame, event, arg):
-        calls[frame.f_code.co_name] += event == "call"
+        seen.append(event == "call" and frame.f_code.co_name)
 
     sys.setprofile(note)
     try:
         func()
     finally:
         sys.setprofile(None)
-    return calls
+    return {name: seen.count(name) for name in set(seen)}
 
 
 # end
@@ -275,103 +374,6 @@ def report(profiler):
 
 # end
 gallery.card("T59", report, guess=1_000)
-
-# %% [markdown] name="T12-text"
-# ### T12 · ¿La misma primera página?
-#
-# El endpoint lento y el rápido piden los primeros 50 usuarios a PostgreSQL. ¿Cuántos tienen en común sus respuestas?
-
-
-# %% name="T12" tags=["trap"]
-# starter
-def slow(db):
-    return db.query(User.id).limit(50).all()
-
-
-def fast(db):
-    posts = func.count(Post.id)
-    return db.query(User.id, posts).outerjoin(User.posts).group_by(User.id).limit(50).all()
-
-
-# solution
-def slow(db):
-    return db.query(User.id).order_by(User.id).limit(50).all()
-
-
-def fast(db):
-    posts = func.count(Post.id)
-    return db.query(User.id, posts).outerjoin(User.posts).group_by(User.id).order_by(User.id).limit(50).all()
-
-
-# end
-gallery.card("T12", slow, fast, guess=50)
-
-# %% [markdown] name="T13-text"
-# ### T13 · ¿Qué viaja desde la base de datos?
-#
-# El endpoint rápido necesita tres columnas de 1.000 publicaciones. ¿Cuántos valores (filas × columnas) lee?
-
-
-# %% name="T13" tags=["trap"]
-# starter
-def posts(db):
-    found = db.query(Post).options(joinedload(Post.author)).filter(Post.author_id <= 50)
-    return [(post.author_id, post.id, post.title) for post in found]
-
-
-# solution
-def posts(db):
-    return db.execute(select(Post.author_id, Post.id, Post.title).where(Post.author_id <= 50)).all()
-
-
-# end
-gallery.card("T13", posts, guess=3_000)
-
-# %% [markdown] name="T14-text"
-# ### T14 · ¿Es lento Query.count()?
-#
-# Se repite en muchos blogs: `Query.count()` es lento en la base de datos, usa `select(func.count())`. ¿Cuántas veces
-# más le cuesta a la base de datos?
-
-
-# %% name="T14" tags=["trap"]
-# starter
-def count(db):
-    return db.query(Comment).filter(Comment.author_id <= 100).count()
-
-
-# solution
-def count(db):
-    return db.scalar(select(func.count()).where(Comment.author_id <= 100))
-
-
-# end
-gallery.card("T14", count, guess=5)
-
-# %% [markdown] name="T16-text"
-# ### T16 · ¿Agrupar a todos para mostrar 50?
-#
-# Otra creencia: `GROUP BY` antes de `LIMIT` agrupa a los 300 usuarios y tira 250. ¿Cuántas veces los pasos de limitar
-# primero cuesta?
-
-
-# %% name="T16" tags=["trap"]
-# starter
-def page(db):
-    posts = func.count(Post.id)
-    return db.execute(select(User.id, posts).outerjoin(User.posts).group_by(User.id).order_by(User.id).limit(50)).all()
-
-
-# solution
-def page(db):
-    first = select(User.id).order_by(User.id).limit(50).subquery()
-    posts = func.count(Post.id)
-    found = select(first.c.id, posts).outerjoin(Post, Post.author_id == first.c.id)
-    return db.execute(found.group_by(first.c.id).order_by(first.c.id)).all()
-
-
-# end
-gallery.card("T16", page, guess=6)
 
 # %% [markdown] name="T60-text"
 # ### T60 · ¿Cuántos usuarios hay?
@@ -827,6 +829,219 @@ gallery.card("T61", report, guess=0)
 
 # %% [markdown] name="exercise-3"
 # ## Ejercicio 3: monitoreo
+
+# %% name="imports-3" tags=["setup"]
+import time
+
+from fastapi import APIRouter, Response
+from prometheus_client import CollectorRegistry, Counter, Info, generate_latest
+from sqlalchemy import text
+
+from labkit.monitoring import Check, Health, Metrics, MetricsMiddleware, checks
+
+# %% [markdown] name="T49-text"
+# ### T49 · El nombre que pediste
+#
+# El curso declara una métrica `Info` con el nombre `app_info`. Tu panel de Prometheus pide `app_info`. ¿Cuántas series
+# encuentra?
+
+
+# %% name="T49" tags=["trap"]
+# starter
+def expose():
+    registry = CollectorRegistry()
+    Info("app_info", "Application", registry=registry).info({"version": "1.0.0"})
+    return generate_latest(registry)
+
+
+# solution
+def expose():
+    return Metrics(version="1.0.0").render()[0]
+
+
+# end
+gallery.card("T49", expose, guess=1)
+
+# %% [markdown] name="T50-text"
+# ### T50 · ¿Cuándo termina una respuesta?
+#
+# Un endpoint envía su respuesta por partes durante una décima de segundo. El middleware mide alrededor de
+# `call_next`. ¿Qué porcentaje de ese tiempo registra?
+
+
+# %% name="T50" tags=["trap"]
+# starter
+def watch(app, metrics):
+    @app.middleware("http")
+    async def measure(request, call_next):
+        start = time.perf_counter()
+        response = await call_next(request)
+        seconds = time.perf_counter() - start
+        metrics.track_request("GET", request.url.path, response.status_code, seconds)
+        return response
+
+
+# solution
+def watch(app, metrics):
+    app.add_middleware(MetricsMiddleware, metrics=metrics)
+
+
+# end
+gallery.card("T50", watch, guess=100)
+
+# %% [markdown] name="T51-text"
+# ### T51 · Colgaron antes del final
+#
+# Diez clientes cuelgan antes de recibir la respuesta completa: cinco en medio de una descarga y cinco cansados de
+# esperar. ¿Cuántos quedan en las métricas como un 200?
+
+
+# %% name="T51" tags=["trap"]
+# starter
+def count(app, metrics):
+    @app.middleware("http")
+    async def measure(request, call_next):
+        start, status = time.perf_counter(), 500
+        try:
+            response = await call_next(request)
+            status = response.status_code
+            return response
+        finally:
+            seconds = time.perf_counter() - start
+            metrics.track_request("GET", request.url.path, status, seconds)
+
+
+# solution
+def count(app, metrics):
+    app.add_middleware(MetricsMiddleware, metrics=metrics)
+
+
+# end
+gallery.card("T51", count, guess=0)
+
+# %% [markdown] name="T53-text"
+# ### T53 · Un middleware que no hace nada
+#
+# El de la celda solo deja pasar la petición; el de la cura mide y cuenta. Sobre un endpoint mínimo, ¿cuántas veces
+# más tarda una petición que pasa por el de la celda?
+
+
+# %% name="T53" tags=["trap"]
+# starter
+def wrap(app, metrics):
+    @app.middleware("http")
+    async def nothing(request, call_next):
+        return await call_next(request)
+
+
+# solution
+def wrap(app, metrics):
+    app.add_middleware(MetricsMiddleware, metrics=metrics)
+
+
+# end
+gallery.card("T53", wrap, guess=1)
+
+# %% [markdown] name="T55-text"
+# ### T55 · La sonda que se conforma
+#
+# Un balanceador pregunta cinco veces por `/health` y acepta los códigos 200 a 399. La base de datos está caída.
+# ¿Cuántas veces cree que la aplicación está sana?
+
+
+# %% name="T55" tags=["trap"]
+# starter
+PROBE = "/health"
+
+
+def routes(database):
+    router = APIRouter(prefix="/health")
+
+    @router.get("/")
+    async def health():
+        await database()
+        return {"status": "healthy"}
+
+    return router
+
+
+# solution
+PROBE = "/health/ready"
+
+
+def routes(database):
+    return Health([Check("database", database)]).router()
+
+
+# end
+gallery.card("T55", PROBE, routes, guess=0)
+
+# %% [markdown] name="T56-text"
+# ### T56 · Dos procesos, ¿una cuenta?
+#
+# Uvicorn sirve la aplicación con dos procesos y atiende 40 peticiones o más. Después Prometheus lee `/metrics` diez
+# veces. ¿Cuántas lecturas muestran todas las peticiones?
+
+
+# %% name="T56" tags=["trap"]
+# starter
+environment = {}
+
+
+def instrument(app):
+    requests = Counter("app_requests_total", "Requests", ["endpoint"])
+
+    @app.middleware("http")
+    async def count(request, call_next):
+        requests.labels(request.url.path).inc()
+        return await call_next(request)
+
+    app.get("/metrics")(lambda: Response(generate_latest()))
+
+
+# solution
+environment = {"PROMETHEUS_MULTIPROC_DIR": "counts"}
+
+
+def instrument(app):
+    metrics = Metrics()
+    app.add_middleware(MetricsMiddleware, metrics=metrics)
+    app.get("/metrics")(lambda: Response(metrics.render()[0]))
+
+
+# end
+gallery.card("T56", environment, instrument, guess=10)
+
+# %% [markdown] name="T58-text"
+# ### T58 · La sonda hace cola
+#
+# La base de datos está bien, pero una consulta lenta ocupa la única conexión del pool. Llegan cinco sondas de salud.
+# ¿Cuántas dicen que la base está mal?
+
+
+# %% name="T58" tags=["trap"]
+# starter
+def make_probe(engine):
+    async def probe():
+        with engine.connect() as connection:
+            connection.execute(text("SELECT 1"))
+        return "healthy"
+
+    return probe
+
+
+# solution
+def make_probe(engine):
+    health = Health([checks.database(engine)])
+
+    async def probe():
+        return (await health.run()).status
+
+    return probe
+
+
+# end
+gallery.card("T58", make_probe, guess=0)
 
 # %% name="seen" tags=["reflect"]
 gallery

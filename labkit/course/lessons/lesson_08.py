@@ -10,6 +10,9 @@ from labkit.course.lessons import (
     _traps_2_keys,
     _traps_2_values,
     _traps_2_waiting,
+    _traps_3_middleware,
+    _traps_3_probes,
+    _traps_3_workers,
 )
 
 MODULES = (
@@ -19,6 +22,9 @@ MODULES = (
     _traps_2_keys,
     _traps_2_values,
     _traps_2_waiting,
+    _traps_3_middleware,
+    _traps_3_probes,
+    _traps_3_workers,
 )
 """Each has a function a trap, by the trap's id in small letters: ``t12(ctx, trap, cure) -> Found``."""
 
