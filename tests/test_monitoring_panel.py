@@ -6,6 +6,7 @@ import asyncio
 import base64
 import math
 import re
+import subprocess
 import sys
 import textwrap
 import threading
@@ -15,12 +16,14 @@ from itertools import pairwise
 from typing import Any
 
 import nbformat
+import psutil
 import pytest
 from nbclient import NotebookClient
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
+from labkit._text import number
 from labkit.errors import MonitoringError
-from labkit.monitoring import panel as module
+from labkit.monitoring import _screen
 from labkit.monitoring._charts import NAMES, Canvas
 from labkit.monitoring.alert import Alert
 from labkit.monitoring.metrics import Metrics
@@ -168,17 +171,14 @@ class TestFigure:
 
         monkeypatch.setattr(Canvas, "_build", count)
         watched.panel.sample()
-        frames = list[str]()
+        pictures = list[tuple[bytes, int, int]]()
         for _ in range(30):
             watched.second(good=18, hits=3)
-            data, _ = watched.panel._frame(canvas)
-            frames.append(data["text/html"])
+            pictures.append(canvas.draw(watched.panel._array(), repr(watched.panel)))
         # The first; rates and times once there are some, three times while the window fills; 10 s and 20 s are over.
         assert len(built) <= 7 and built[-2:] == [12, 22]
-        assert len(set(frames)) == 30
-        sizes = {re.search(r'width="(\d+)" height="(\d+)"', html).groups() for html in frames}  # type: ignore[union-attr]
-        assert len(sizes) == 1, "one size: nothing below it jumps"
-        assert base64.b64decode(re.search('base64,([^"]+)', frames[-1])[1]).startswith(PNG)  # type: ignore[index]
+        assert len({png for png, _, _ in pictures}) == 30 and pictures[0][0].startswith(PNG)
+        assert len({(width, height) for _, width, height in pictures}) == 1, "nothing below it jumps"
 
 
 class Notebook:
@@ -188,9 +188,10 @@ class Notebook:
         self.shown, self.handles = list[dict[str, Any]](), 0
         shell: Any = types.ModuleType("IPython")
         shell.get_ipython = lambda: types.SimpleNamespace(kernel=1)
+        shell.version_info = (9, 0)  # matplotlib asks
         shell.display = types.SimpleNamespace(display=self.display)
         monkeypatch.setitem(sys.modules, "IPython", shell)
-        monkeypatch.setattr(module, "_FRAME", 0.05)
+        monkeypatch.setattr(_screen, "PAUSE", 0.05)
 
     def display(self, bundle: dict[str, Any], *, display_id: bool, **options: Any) -> Notebook:
         self.handles += 1
@@ -206,7 +207,7 @@ class TestLive:
     def test_one_place_refreshed_and_the_last_picture_stays(
         self, watched: Watched, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        notebook = Notebook(monkeypatch)
+        notebook, children = Notebook(monkeypatch), psutil.Process().children()
         watched.panel = Panel(watched.registry, every=0.02)
         with watched.panel.live() as entered:
             assert entered is watched.panel and len(notebook.shown) == 1, "there at once"
@@ -219,7 +220,52 @@ class TestLive:
         last = notebook.shown[-1]
         assert "<table" in last["text/html"] and 'alt="Tres gráficas' in last["text/html"] and "image/png" in last
         assert "7 peticiones" in last["text/plain"]
-        assert "labkit panel" not in {thread.name for thread in threading.enumerate()}
+        assert all(re.search(r'width="\d+" height="\d+"', each["text/html"]) for each in notebook.shown[:-1])
+        assert not {"labkit panel", "labkit screen"} & {thread.name for thread in threading.enumerate()}
+        assert psutil.Process().children() == children
+
+    def test_without_the_child_the_picture_stays_as_it_is(
+        self, watched: Watched, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        notebook, spawn, children = Notebook(monkeypatch), subprocess.Popen, list[Any]()
+
+        def note(*arguments: Any, **options: Any) -> Any:
+            children.append(spawn(*arguments, **options))
+            return children[-1]
+
+        monkeypatch.setattr(_screen.subprocess, "Popen", note)
+        with Panel(watched.registry, every=0.02).live():
+            (child,) = children
+            child.kill()
+            child.wait()
+            watched.requests(200, 7)
+            time.sleep(0.2)
+        assert len(notebook.shown) == 2 and "7 peticiones" in notebook.shown[1]["text/plain"]
+
+    def test_the_child_ends_with_us_even_after_kill_9(self) -> None:
+        code = """
+            import subprocess, sys, time, types
+            from labkit.monitoring import Metrics, Panel
+            spawn, shell = subprocess.Popen, types.ModuleType("IPython")
+            def say(*arguments, **options):
+                child = spawn(*arguments, **options)
+                print(child.pid, flush=True)
+                return child
+            subprocess.Popen = say
+            shell.version_info = (9, 0)
+            shell.get_ipython = lambda: types.SimpleNamespace(kernel=1)
+            handle = types.SimpleNamespace(update=lambda *_, **__: None)
+            shell.display = types.SimpleNamespace(display=lambda *_, **__: handle)
+            sys.modules["IPython"] = shell
+            with Panel(Metrics()).live():
+                time.sleep(60)
+        """
+        command = [sys.executable, "-c", textwrap.dedent(code)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+            assert parent.stdout is not None
+            child = psutil.Process(int(parent.stdout.readline()))
+            parent.kill()
+        child.wait(20)
 
     def test_elsewhere_it_only_looks(self, watched: Watched, capfd: pytest.CaptureFixture[str]) -> None:
         panel = Panel(watched.registry, every=0.01)
@@ -285,26 +331,6 @@ class TestLive:
         assert all(later - earlier >= 6 * 0.04 for earlier, later in pairwise(looks[1:4]))
         assert panel.history.window >= 4 * 5 * 0.04
 
-    def test_a_picture_holds_up_no_look(self, watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
-        notebook = Notebook(monkeypatch)
-        watched.panel = Panel(watched.registry, every=0.01)
-        drawing, enough = threading.Event(), threading.Event()
-        frame = Panel._frame
-
-        def slow(self: Panel, canvas: Canvas) -> Any:
-            if notebook.shown:
-                drawing.set()
-                enough.wait(20)
-            return frame(self, canvas)
-
-        monkeypatch.setattr(Panel, "_frame", slow)
-        with watched.panel.live():
-            assert drawing.wait(20)
-            seen, end = len(watched.panel.df), time.monotonic() + 20
-            while len(watched.panel.df) < seen + 5:
-                assert time.monotonic() < end
-            enough.set()
-
 
 @pytest.mark.parametrize(
     ("source", "options", "message"),
@@ -322,48 +348,52 @@ def test_what_it_refuses(source: Any, options: dict[str, float], message: str) -
 
 
 class Counting(NotebookClient):
-    """Runs a notebook and counts how often a display was updated."""
+    """Runs a notebook and counts how often a picture was put in the place of another."""
 
     updates = 0
 
     def process_message(self, msg: Any, cell: Any, cell_index: int) -> Any:
-        Counting.updates += msg["msg_type"] == "update_display_data"
+        if msg["msg_type"] == "update_display_data":
+            self.updates += "<img" in msg["content"]["data"].get("text/html", "")
         return super().process_message(msg, cell, cell_index)
 
 
 SETUP = """
+    import time
     from fastapi import FastAPI, Response
     from labkit import Lab
-    from labkit.monitoring import panel as module
-    from labkit.monitoring.metrics import Metrics
-    from labkit.monitoring.middleware import MetricsMiddleware
-    from labkit.monitoring.panel import Panel
-    module._FRAME = 0.2
+    from labkit.monitoring import Metrics, MetricsMiddleware, Panel, _screen
+    _screen.PAUSE = 0.1
+    shown, show = [], _screen.Screen.show
+    _screen.Screen.show = lambda self, *bundle: (show(self, *bundle), shown.append(bundle))
     metrics, app = Metrics(), FastAPI()
     app.add_middleware(MetricsMiddleware, metrics=metrics)
     @app.get("/items/{item}")
     async def item(item: int):
         return Response(status_code=503 if item % 10 == 0 else 200)
     lab = Lab(app, redis=False)
-    panel = Panel(metrics, every=0.1, window=0.5)
+    panel, end, loads = Panel(metrics, every=0.1), time.monotonic() + 40, 0
 """
 LOAD = """
     with panel.live():
-        result = lab.load("/items/{id}", ids=range(1000), requests=200, rate=200)
+        while len(shown) < 4 and time.monotonic() < end:
+            lab.load("/items/{id}", ids=range(20), requests=20)
+            loads += 1
 """
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_in_a_real_kernel_one_picture_changes_and_stays() -> None:
-    cells = [SETUP, LOAD, "print(panel)", "lab.close()"]
+    cells = [SETUP, LOAD, "print(loads, panel)", "lab.close()"]
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(textwrap.dedent(cell)) for cell in cells])
-    Counting.updates = 0
-    asyncio.run(Counting(book, timeout=60, kernel_name="python3").async_execute())
+    client = Counting(book, timeout=60, kernel_name="python3")
+    asyncio.run(client.async_execute())
     assert [output for cell in book.cells for output in cell.outputs if output.get("name") == "stderr"] == []
     pictures = [output for output in book.cells[1].outputs if "<img" in output.get("data", {}).get("text/html", "")]
-    assert len(pictures) == 1 and Counting.updates >= 4, "the picture, and the bar of the load beside it"
-    (picture,) = pictures
-    assert "200 peticiones: 10,0 % con error" in picture.data["text/plain"]
+    assert len(pictures) == 1 and client.updates >= 4, "three while it ran, and the last"
+    (picture,), said = pictures, book.cells[2].outputs[0].text.split(" ", 1)
+    count = number(20 * int(said[0]))
+    assert said[1].startswith(f"{count} peticiones: 10,0 % con error"), "exactly as many as were made"
+    assert picture.data["text/plain"].endswith(f": {said[1].strip()}")
     assert "<table" in picture.data["text/html"] and 'alt="Tres' in picture.data["text/html"]
     assert base64.b64decode(picture.data["image/png"]).startswith(PNG)
-    assert book.cells[2].outputs[0].text.startswith("200 peticiones")

@@ -32,16 +32,14 @@ _ENDS = (10, 20, 30, 60, 120, 300, 600)  # of the time axis, in seconds
 class Canvas:
     """Draws picture after picture: axes and words again only when they have to change, else the curves alone.
 
-    A whole picture costs ten times as much, in a process that is being measured.
+    A whole picture costs ten times as much.
     """
-
-    width = height = 0
 
     def __init__(self) -> None:
         self._limits: Any = None
 
-    def png(self, seen: Any, title: str) -> bytes:
-        """The picture of what was seen (an array, a row a look) as PNG."""
+    def draw(self, seen: Any, title: str) -> tuple[bytes, int, int]:
+        """The picture of what was seen (an array, a row a look) as PNG, its width and its height."""
         limits = _limits(seen)
         if limits != self._limits:
             self._limits = limits
@@ -54,7 +52,7 @@ class Canvas:
         self._figure.draw_artist(self._title)
         buffer = io.BytesIO()
         imsave(buffer, self._canvas.buffer_rgba(), format="png", pil_kwargs={"compress_level": 1})
-        return buffer.getvalue()
+        return buffer.getvalue(), *self._canvas.get_width_height()
 
     def _build(self, seen: Any, title: str) -> None:
         self._figure, self._lines = charts(seen, title)
@@ -65,7 +63,6 @@ class Canvas:
         self._canvas.draw()
         self._figure.set_layout_engine("none")
         self._empty = self._canvas.copy_from_bbox(self._figure.bbox)
-        self.width, self.height = self._canvas.get_width_height()
 
 
 def charts(seen: Any, title: str) -> tuple[plots.Figure, list[Any]]:

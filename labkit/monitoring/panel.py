@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import math
-import sys
 import threading
 import time
 from collections import deque
@@ -17,21 +15,19 @@ import numpy as np
 import pandas as pd
 
 from labkit import plots
-from labkit._html import card, tag
+from labkit._html import card
 from labkit._text import duration, number, say
 from labkit.errors import MonitoringError
-from labkit.monitoring._charts import NAMES, Canvas, charts
+from labkit.monitoring._charts import NAMES, charts
+from labkit.monitoring._screen import Screen
 from labkit.monitoring.alert import LOOKS, Alert
 from labkit.monitoring.samples import CACHE, DURATION, GETS, REQUESTS, History, Snapshot, histogram_quantile, share
 
 _BUCKETS = f"{DURATION}_bucket"
 _TOLD_APART = {REQUESTS: "status", _BUCKETS: "le", CACHE: "result"}
 _MOST = 1_200  # looks that are remembered
-_FRAME = 1.0  # seconds between two pictures
-_REST = 5  # times as long as it took to look or to draw is waited before it is done again: the load needs the processor
+_REST = 5  # times as long as a look took is waited before the next: the load needs the processor
 _LOOKS = 4  # that a rate is made of, at least
-
-Bundle = tuple[dict[str, Any], dict[str, Any]]  # what a notebook shows: data and metadata by MIME type
 
 
 class Panel:
@@ -108,57 +104,38 @@ class Panel:
         Raises:
             Exception: what looking raised, if the block itself did not.
         """
-        over, wrong, screen, canvas = threading.Event(), list[Exception](), _Screen(), Canvas()
+        over, wrong, screen = threading.Event(), list[Exception](), Screen(lambda: (self._array(), repr(self)))
 
-        def again_and_again(work: Callable[[], None], pause: float) -> None:
-            wait = pause
+        def look() -> None:
+            pause = self._every
             try:
-                while not over.wait(wait):
+                while not over.wait(pause):
                     began = time.thread_time()
-                    work()
-                    wait = max(pause, _REST * (time.thread_time() - began))
-                    if work == self.sample:
-                        self.history.window = max(self._window, _LOOKS * wait)
+                    self.sample()
+                    pause = max(self._every, _REST * (time.thread_time() - began))
+                    self.history.window = max(self._window, _LOOKS * pause)
             except Exception as error:
                 wrong.append(error)
 
-        def draw() -> None:
-            screen.show(self._frame(canvas))
-
         self._begin()
         self.sample()
-        if screen.seen:
-            draw()
-        # Two threads, so that a picture holds up no look. In the caller's context, by which a notebook knows the cell
-        # that the picture belongs to.
-        works = ((self.sample, self._every), (draw, _FRAME))
-        threads = [
-            threading.Thread(target=copy_context().run, args=(again_and_again, *work), name="labkit panel", daemon=True)
-            for work in (works if screen.seen else works[:1])
-        ]
-        for thread in threads:
-            thread.start()
+        # In the caller's context, by which a notebook knows the cell: an alert's own function may print.
+        thread = threading.Thread(target=copy_context().run, args=(look,), name="labkit panel", daemon=True)
+        thread.start()
         try:
-            yield self
+            with screen:
+                yield self
         finally:
             over.set()
-            for thread in threads:
-                thread.join()
+            thread.join()
             if not wrong:
                 self.sample()
-            if screen.seen:
-                screen.show(self.plot()._repr_mimebundle_())
+            screen.show(*self.plot()._repr_mimebundle_())
         if wrong:
             raise wrong[0]
 
-    def _frame(self, canvas: Canvas) -> Bundle:
-        title = repr(self)
-        picture = base64.b64encode(canvas.png(np.array(list(self._seen)), title)).decode()
-        # Its size is known before it is decoded: what stands below does not jump.
-        attributes = {"src": f"data:image/png;base64,{picture}", "width": canvas.width, "height": canvas.height}
-        alt = say("watch.panel_alt", says=title)
-        image = tag("img", "", "max-width:100%;height:auto;border-radius:4px", alt=alt, decoding="sync", **attributes)
-        return {"text/plain": title, "text/html": image.removesuffix("</img>")}, {}
+    def _array(self) -> Any:
+        return np.array(list(self._seen))
 
     @property
     def df(self) -> pd.DataFrame:
@@ -178,7 +155,7 @@ class Panel:
         """
         if not self._seen:
             raise MonitoringError(say("watch.no_looks"))
-        return charts(np.array(list(self._seen)), repr(self))[0]
+        return charts(self._array(), repr(self))[0]
 
     def __repr__(self) -> str:
         counts = self._counts
@@ -207,21 +184,3 @@ def _quantiles(buckets: Mapping[str, float]) -> list[float]:
 
 def _sum(one: Mapping[str, float], other: Mapping[str, float]) -> dict[str, float]:
     return {label: one.get(label, 0.0) + other.get(label, 0.0) for label in {**one, **other}}
-
-
-class _Screen:
-    """Shows a picture always in the same place of a notebook; elsewhere nothing is ``seen``."""
-
-    def __init__(self) -> None:
-        ipython = sys.modules.get("IPython")
-        shell = ipython.get_ipython() if ipython is not None else None
-        self._display: Any = ipython.display.display if ipython and hasattr(shell, "kernel") else None
-        self._handle: Any = None
-        self.seen = self._display is not None
-
-    def show(self, bundle: Bundle) -> None:
-        data, metadata = bundle
-        if self._handle is None:
-            self._handle = self._display(data, metadata=metadata, raw=True, display_id=True)
-        else:
-            self._handle.update(data, metadata=metadata, raw=True)
