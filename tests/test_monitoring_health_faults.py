@@ -12,7 +12,7 @@ import socket
 import sqlite3
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +32,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from labkit import asgi
 from labkit.asgi import Reply
 from labkit.cache import CacheClient
-from labkit.monitoring import Metrics, MetricsMiddleware, checks
+from labkit.monitoring import Metrics, MetricsMiddleware, _turns, checks
 from labkit.monitoring.health import Check, Health
 from labkit.monitoring.logs import Journal
 from labkit.services import postgres, redis
@@ -117,9 +117,19 @@ class Site:
     def ask(self, path: str = "/health/detailed") -> Reply:
         return asyncio.run(self.asked(path))
 
-    def errors(self) -> dict[str, str]:
-        """What is wrong with which check."""
-        return {name: one["error"] for name, one in self.ask().json["checks"].items() if "error" in one}
+    async def found(self, expected: Mapping[str, str]) -> Reply:
+        """Ask, and expect these errors and no others. On a busy machine what is well may be late: ask again then."""
+        for attempt in reversed(range(5)):
+            reply = await self.asked()
+            errors = {name: one["error"] for name, one in reply.json["checks"].items() if "error" in one}
+            odd = {errors.get(name) for name in {**errors, **expected} if errors.get(name) != expected.get(name)}
+            if odd != {"timeout"} or not attempt:
+                break
+        assert errors == expected
+        return reply
+
+    def finds(self, expected: Mapping[str, str]) -> Reply:
+        return asyncio.run(self.found(expected))
 
 
 def parts(address: str) -> Iterator[str]:
@@ -159,7 +169,7 @@ def sync_and_async(url: Any, asynchronous: Any = None) -> list[Check]:
 def test_postgresql_frozen_killed_and_back(pg: PostgresServer) -> None:
     """Asked by the driver's both faces at once; the first answer after each fault is the right one."""
     site = Site(*sync_and_async(pg.url), secrets=[pg.url, pg.dsn])
-    assert (site.ask().status, site.errors()) == (200, {})
+    assert site.finds({}).status == 200
     pg.freeze()
     try:
         for _ in range(2):  # the first one hangs still
@@ -171,11 +181,11 @@ def test_postgresql_frozen_killed_and_back(pg: PostgresServer) -> None:
         assert site.ask("/health/ready").status == 503
     finally:
         pg.thaw()
-    assert site.errors() == {}
+    site.finds({})
     pg.kill()
-    assert site.errors() == {"sync": "unavailable", "async": "unavailable"}
+    site.finds({"sync": "unavailable", "async": "unavailable"})
     pg.restart()
-    assert (site.ask().status, site.errors()) == (200, {})
+    assert site.finds({}).status == 200
 
 
 @pytest.fixture
@@ -223,10 +233,10 @@ def test_postgresql_with_a_password_that_has_to_be_encoded(pg: PostgresServer) -
     address = url.render_as_string(hide_password=False)
     assert quote(PASSWORD, safe="") != PASSWORD and PASSWORD not in address
     site = Site(*sync_and_async(address), secrets=[address])
-    assert site.errors() == {}
+    site.finds({})
     with psycopg.connect(pg.dsn, autocommit=True) as connection:
         connection.execute("DROP ROLE shop_reader")
-    assert site.errors() == {"sync": "unavailable", "async": "unavailable"}
+    site.finds({"sync": "unavailable", "async": "unavailable"})
 
 
 def test_names_that_nobody_looks_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,12 +251,12 @@ def test_names_that_nobody_looks_up(monkeypatch: pytest.MonkeyPatch) -> None:
     url, other = "postgresql+psycopg://shop@db.example/orders", "redis://cache.example:6379/0"
     site = Site(*sync_and_async(url), *caches(other), secrets=[url, other])
     for _ in range(2):
-        assert site.errors() == dict.fromkeys(("sync", "async", *CACHES), "timeout")
+        site.finds(dict.fromkeys(("sync", "async", *CACHES), "timeout"))
         assert len(threads()) == 6
     answers.set()
     while threads():
         time.sleep(0.005)
-    assert site.errors() == dict.fromkeys(("sync", "async", *CACHES), "unavailable")
+    site.finds(dict.fromkeys(("sync", "async", *CACHES), "unavailable"))
 
 
 def test_a_database_that_takes_the_call_and_never_speaks() -> None:
@@ -256,7 +266,7 @@ def test_a_database_that_takes_the_call_and_never_speaks() -> None:
         site = Site(*sync_and_async(url), secrets=[url])
         begun = time.monotonic()
         for _ in range(2):
-            assert site.errors() == {"sync": "timeout", "async": "timeout"}
+            site.finds({"sync": "timeout", "async": "timeout"})
             assert len(threads()) <= 2
         while threads():
             time.sleep(0.01)
@@ -275,7 +285,7 @@ def test_the_application_s_own_patience_stays_its_own(monkeypatch: pytest.Monkey
     monkeypatch.setattr(engine.dialect, "connect", connect)
     site = Site(checks.database(engine, name="db"))
     for _ in range(2):
-        assert site.errors() == {"db": "unavailable"}
+        site.finds({"db": "unavailable"})
         with pytest.raises(OSError, match="enough"):
             engine.connect()
     assert given == [2, 7, 2, 7]
@@ -292,7 +302,7 @@ def test_the_application_holds_every_connection(pg: PostgresServer) -> None:
         site = Site(*made, secrets=[pg.url])
         held = [engine.connect() for _ in range(2)]
         async with later.connect():
-            reply = await site.asked()
+            reply = await site.found({})
             assert (reply.status, reply.json["status"]) == (200, "degraded")
             found = reply.json["checks"]
             assert found["database"]["status"] == found["async"]["status"] == "healthy"
@@ -300,7 +310,7 @@ def test_the_application_holds_every_connection(pg: PostgresServer) -> None:
             assert (found["pools"]["status"], found["pools"]["limit"]) == ("degraded", 1)
         for connection in held:
             connection.close()
-        assert (await site.asked()).json["status"] == "healthy"
+        assert (await site.found({})).json["status"] == "healthy"
         await later.dispose()
 
     asyncio.run(main())
@@ -310,7 +320,7 @@ def test_the_application_holds_every_connection(pg: PostgresServer) -> None:
 def test_it_leaves_no_connection_behind(pg: PostgresServer) -> None:
     site = Site(*sync_and_async(pg.url))
     for _ in range(5):
-        assert site.errors() == {}
+        site.finds({})
     with psycopg.connect(pg.dsn, autocommit=True) as connection:
         limit = time.monotonic() + 5.0
         count = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"
@@ -337,15 +347,15 @@ def files(path: Path) -> Site:
 
 def test_sqlite_locked_and_free_again(file: Path) -> None:
     site = files(file)
-    assert site.errors() == {}
+    site.finds({})
     lock = sqlite3.connect(file, isolation_level=None)
     lock.execute("BEGIN EXCLUSIVE")
     for _ in range(2):
-        assert site.errors() == {"sync": "unavailable", "async": "unavailable"}
+        site.finds({"sync": "unavailable", "async": "unavailable"})
     assert threads() == []  # SQLite waits 5 s if nobody says otherwise
     lock.execute("ROLLBACK")
     lock.close()
-    assert site.errors() == {}
+    site.finds({})
 
 
 @pytest.mark.parametrize("harm", ["missing", "a folder", "garbage"])
@@ -356,7 +366,7 @@ def test_sqlite_unreadable(file: Path, harm: str) -> None:
         file.mkdir()
     elif harm == "garbage":
         file.write_bytes(b"not a database at all" * 1_000)
-    assert site.errors() == {"sync": "unavailable", "async": "unavailable"}
+    site.finds({"sync": "unavailable", "async": "unavailable"})
     assert file.exists() == (harm != "missing")
 
 
@@ -373,7 +383,7 @@ CACHES = ("url", "plain", "coroutines", "ours")
 
 def test_redis_frozen_killed_and_back(valkey: RedisServer) -> None:
     site = Site(*caches(valkey.url), secrets=[valkey.url])
-    assert (site.ask().status, site.errors()) == (200, {})
+    assert site.finds({}).status == 200
     valkey.freeze()
     try:
         for _ in range(2):
@@ -382,11 +392,11 @@ def test_redis_frozen_killed_and_back(valkey: RedisServer) -> None:
             assert {one["error"] for one in reply.json["checks"].values()} == {"timeout"}
     finally:
         valkey.thaw()
-    assert site.errors() == {}
+    site.finds({})
     valkey.kill()
-    assert site.errors() == dict.fromkeys(CACHES, "unavailable")
+    site.finds(dict.fromkeys(CACHES, "unavailable"))
     valkey.restart()
-    assert site.errors() == {}
+    site.finds({})
 
 
 @pytest.mark.usefixtures("_no_such_host")
@@ -408,8 +418,7 @@ def test_redis_behind_wrong_words(valkey: RedisServer) -> None:
             *(checks.cache(url, name=name) for name, url in wrong.items()),
             secrets=[right, *wrong.values()],
         )
-        found = site.errors()
-    assert found == dict.fromkeys(("password", "user", "host"), "unavailable") | {"port": "timeout"}
+        site.finds(dict.fromkeys(("password", "user", "host"), "unavailable") | {"port": "timeout"})
     admin.acl_deluser("shop")
     admin.close()
 
@@ -437,7 +446,7 @@ def test_a_disk_that_never_answers() -> None:
     gone = threading.Event()
     site = Site(checks.disk("/mnt/nas", lambda path: gone.wait()), secrets=["x://y/mnt/nas"])
     for _ in range(2):
-        assert site.errors() == {"disk": "timeout"}
+        site.finds({"disk": "timeout"})
         assert threads() == ["labkit health disk"]
     gone.set()
 
@@ -459,7 +468,7 @@ def test_every_thread_of_the_process_is_taken(pg: PostgresServer, valkey: RedisS
             while tokens.borrowed_tokens < tokens.total_tokens:
                 await asyncio.sleep(0.005)
             try:
-                reply = await site.asked()
+                reply = await site.found({})
             finally:
                 release.set()
             await asyncio.gather(*taken)
@@ -468,13 +477,14 @@ def test_every_thread_of_the_process_is_taken(pg: PostgresServer, valkey: RedisS
     asyncio.run(main())
 
 
-def test_two_hundred_probes_ask_the_database_once(pg: PostgresServer) -> None:
+def test_two_hundred_probes_ask_the_database_once(pg: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_turns, "MOST", 30.0)  # seconds: the machine may be busy
     engine, connected = create_engine(pg.url), []
     event.listen(engine, "do_connect", lambda *_: connected.append(1))
-    site = Site(checks.database(engine), keep=60.0)
+    site = Site(checks.database(engine, limit=30.0), keep=60.0)
 
     async def main() -> None:
-        replies = await asyncio.gather(*(site.asked() for _ in range(200)))
+        replies = await asyncio.gather(*(asgi.call(site.app, "GET", "/health/detailed") for _ in range(200)))
         assert {reply.status for reply in replies} == {200}
 
     asyncio.run(main())
@@ -495,4 +505,4 @@ def test_it_answers_with_its_errors_while_all_is_broken_at_once(pg: PostgresServ
     finally:
         pg.thaw()
         valkey.thaw()
-    assert site.errors() == {}
+    site.finds({})

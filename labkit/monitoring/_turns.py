@@ -46,7 +46,7 @@ class Check:
         target: gives what it asks, for the log alone; without a password.
 
     Raises:
-        MonitoringError: if the name is empty, the probe is no function or the limit not within (0, 0.9].
+        MonitoringError: if the name is empty, the probe is no function or the limit not within (0, 0.8].
     """
 
     name: str
@@ -91,6 +91,14 @@ class Turn:
         self.future: Future[tuple[Result, BaseException | None]] = Future()
         self.future.set_running_or_notify_cancel()  # so that nobody who waits can cancel it
         self.request_id = request_id.get()
+
+    async def wait(self) -> None:
+        """Until it is over, or has had its time."""
+        waiting = asyncio.wrap_future(self.future)
+        try:
+            await asyncio.wait([waiting], timeout=max(0.0, self.end - time.monotonic()))
+        finally:
+            waiting.cancel()
 
     def result(self) -> tuple[Result, BaseException | None]:
         """What was found in time, and what was raised."""

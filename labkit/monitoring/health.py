@@ -123,13 +123,8 @@ class Health:
     async def run(self) -> HealthReport:
         """What the checks find, at the latest when the longest limit is over. Never raises because of a check."""
         current = self._current()
-        waiting = [asyncio.wrap_future(turn.future) for turn in current.turns if not turn.future.done()]
-        try:
-            if waiting:
-                await asyncio.wait(waiting, timeout=max(0.0, current.end - time.monotonic()))
-        finally:
-            for one in waiting:
-                one.cancel()  # only the waiting: a turn is under way and lets nobody cancel it
+        if current.report is None:
+            await asyncio.gather(*(turn.wait() for turn in current.turns))
         return self._conclude(current)
 
     def router(self, metrics: routes.Renders | None = None) -> APIRouter:
