@@ -14,6 +14,7 @@ from urllib.parse import quote
 
 import anyio
 from starlette._utils import is_async_callable
+from starlette.exceptions import HTTPException
 from starlette.middleware.errors import ServerErrorMiddleware
 from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
@@ -133,15 +134,16 @@ class Exchange:
 
     async def fail(self, error: BaseException) -> None:
         """The application has raised ``error``, which goes on to the server."""
-        if self.open and (self._left() or _cancelled(error)):
-            self._close(GONE)
-            return
-        if type(error).__module__ == "starlette.middleware.body_limit":  # its way of saying that it answers itself
+        if _cancelled(error) or (not self.recorded and self._left()):
             if self.open:
-                self._close(413)
+                self._close(GONE)
+            return
+        guard, rank = getattr(self.root, "middleware_stack", None), self._rank()
+        if status := self._answered_outside(error, rank):
+            if self.open:
+                self._close(status)
             return
         self._note(logging.ERROR, self.recorded or 500, error)
-        guard = getattr(self.root, "middleware_stack", None)
         if not self.status and isinstance(error, Exception):
             if not isinstance(guard, ServerErrorMiddleware):
                 with suppress(Exception):  # the same error, or that the client has left
@@ -149,7 +151,7 @@ class Exchange:
             else:
                 self.scope[FAILED] = self
                 _lead_through(guard)
-                if self._outermost():
+                if rank == 0:
                     return  # Starlette answers, and the answer comes by here
         if self.open:
             self._close(500)
@@ -174,7 +176,12 @@ class Exchange:
 
     async def _look(self, seconds: float) -> None:
         """Ask other servers whether the client has left while it was waiting; nothing that they say is lost."""
-        if self.gone or self.asking or hasattr(getattr(self._receive, "__self__", None), "disconnected"):
+        if (
+            not self.open
+            or self.gone
+            or self.asking
+            or hasattr(getattr(self._receive, "__self__", None), "disconnected")
+        ):
             return
         rounds = 1
         if not self.heard:
@@ -186,11 +193,21 @@ class Exchange:
             for _ in range(rounds):
                 self.gone = (await self._receive())["type"] == "http.disconnect"
 
-    def _outermost(self) -> bool:
-        """Whether no other layer, that might answer in its own way, is between ours and Starlette's last one."""
-        layers = getattr(self.root, "user_middleware", ())
-        first = layers[0] if layers else None
-        return first is not None and any(each is self.layer.metrics for each in (*first.args, *first.kwargs.values()))
+    def _rank(self) -> int | None:
+        """How many other layers, which might answer in their own way, stand between ours and Starlette's last one."""
+        metrics = self.layer.metrics
+        for rank, layer in enumerate(getattr(self.root, "user_middleware", ())):
+            if any(each is metrics for each in (*layer.args, *layer.kwargs.values())):
+                return rank
+        return None  # ours is no layer of an application, but around one or around a part of it
+
+    def _answered_outside(self, error: BaseException, rank: int | None) -> int:
+        """The status by which Starlette answers to some errors on the other side of our layer, or 0."""
+        http = isinstance(error, HTTPException)
+        if type(error).__module__ == "starlette.middleware.body_limit" and not (http and self.status):
+            return 413
+        part = rank is None and self.root is not None  # of an application, which turns them into answers
+        return error.status_code if part and not self.status and isinstance(error, HTTPException) else 0
 
     def _close(self, status: int) -> None:
         """Record the request."""

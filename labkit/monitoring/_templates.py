@@ -7,7 +7,7 @@ thinks of would make a time series.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 UNMATCHED = "unmatched"  # what no route answers: addresses that do not exist, redirects from one with a slash too many
@@ -29,6 +29,7 @@ class Templates:
     def __init__(self, app: Any) -> None:
         self._app = app
         self._places: dict[int, tuple[Any, list[Place]]] = {}  # by identity: routes are not hashable
+        self._size = 0
 
     def of(self, scope: Mapping[str, Any], root: Any = None) -> str:
         """The template of what has answered, mounts included; ``unmatched`` if no route has.
@@ -55,11 +56,13 @@ class Templates:
 
     def _known(self, thing: Any, root: Any) -> list[Place]:
         """Where a route, an endpoint or a mounted application stands."""
+        routes = _routes(root or self._app) or ()
+        if len(routes) != self._size or len(self._places) > _MOST:  # something was declared meanwhile
+            self._size = len(routes)
+            self._places.clear()
         known = self._places.get(id(thing))
         if known is None or known[0] is not thing:
-            if len(self._places) > _MOST:
-                self._places.clear()
-            places = [place for each, place in _walk(_routes(root or self._app)) if each is thing]
+            places = [place for each, place in _walk(routes) if each is thing]
             known = self._places[id(thing)] = thing, list(dict.fromkeys(places))
         return known[1]
 
@@ -76,7 +79,7 @@ def _path(scope: Mapping[str, Any]) -> str:
     return path.removeprefix(scope.get("app_root_path", scope.get("root_path", "")))
 
 
-def _routes(app: Any) -> Iterable[Any] | None:
+def _routes(app: Any) -> Sequence[Any] | None:
     """The routes of an application, whatever layers are around it; None if it has none."""
     while app is not None:
         if (found := getattr(app, "routes", None)) is not None:
@@ -85,7 +88,7 @@ def _routes(app: Any) -> Iterable[Any] | None:
     return None
 
 
-def _walk(routes: Iterable[Any] | None, template: str = "", pattern: str = "") -> Iterator[tuple[Any, Place]]:
+def _walk(routes: Sequence[Any] | None, template: str = "", pattern: str = "") -> Iterator[tuple[Any, Place]]:
     """Everything that a scope may name after routing, with its places, those that are looked at first ahead."""
     for route in routes or ():
         if (contexts := getattr(route, "effective_route_contexts", None)) is not None:  # an included router

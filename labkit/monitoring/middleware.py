@@ -83,4 +83,8 @@ class MetricsMiddleware:
             await exchange.fail(error)
             raise
         finally:
-            request_id.reset(token)
+            scope.pop(MARK, None)
+            try:
+                request_id.reset(token)
+            except ValueError:  # thrown away, and closed in another context, where it was never set
+                pass
