@@ -22,6 +22,7 @@ COURSE = 50 * 1_000 * 10_000  # rows of the product at the size that the course 
 READS = 20
 REQUESTS = 10
 SLOW_MS = 100.0
+ATTEMPTS = 10
 
 Function = Callable[..., Any]
 
@@ -95,13 +96,25 @@ def t41(ctx: Context, trap: Any, cure: Any) -> Found:
     """A client that blocks in ``async def``: other requests that are answered while Redis takes its time."""
 
     async def answered(client: Any, ask: Function) -> int:
-        await ask("t41")  # the connection is open
+        await _found(ask)
         requests = [asyncio.ensure_future(client.call("GET", "/health/")) for _ in range(REQUESTS)]
         await ask("t41")
         done: int = sum(request.done() for request in requests)
         await asyncio.gather(*requests)
         return done
 
-    with ctx.lab.fault("redis_slow", ms=SLOW_MS), ctx.limited():
-        counts = [ctx.lab.run(lambda client, ask=ask: answered(client, ask)) for ask in (trap, cure)]
+    with without_keys(ctx, "t41"), ctx.limited():
+        ctx.lab.redis.command("SET", "t41", "J1")  # as labkit writes a 1
+        with ctx.lab.fault("redis_slow", ms=SLOW_MS):
+            counts = [ctx.lab.run(lambda client, ask=ask: answered(client, ask)) for ask in (trap, cure)]
+        for ask in (trap, cure):
+            ctx.lab.run(lambda client, ask=ask: _found(ask))
     return judged(*counts, bad=lambda n: n == 0, requests=REQUESTS, ms=SLOW_MS)
+
+
+async def _found(ask: Function) -> None:
+    """Ask until there is an answer: the fault closes connections as it begins and ends, which opens a breaker."""
+    for _ in range(ATTEMPTS):
+        if await ask("t41") is not None:
+            break
+        await asyncio.sleep(SLOW_MS / 1000)
