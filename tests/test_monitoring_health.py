@@ -151,7 +151,7 @@ async def test_the_answer_is_the_one_of_the_course() -> None:
 
 def test_a_report_is_shown_and_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
     report = HealthReport((Result("<b>", True, "unhealthy", 0.5, "timeout", {"a": "<i>"}),), 0.0)
-    assert "no sano" in report._repr_html_() and "500 ms" in report._repr_html_()
+    assert "con fallas" in report._repr_html_() and "500 ms" in report._repr_html_()
     monkeypatch.setenv("LABKIT_LANG", "en")
     page = HealthReport((Result("<b>", False, "degraded", 0.5, "", {"a": "<i>"}),), 0.0)._repr_html_()
     assert "Health: degraded" in page and "&lt;b&gt;" in page and "a: &lt;i&gt;" in page and "<i>" not in page

@@ -89,6 +89,7 @@ class Site:
         self.app.include_router(self.health.router())
         self.app.add_middleware(MetricsMiddleware, metrics=Metrics())
         self.secrets = {part for address in secrets for part in parts(address)}
+        self.targets = {check.name: str(check.target()) if check.target else "" for check in checks}
         self.passwords = {word for address in secrets if (word := make_url(address).password)}
 
     async def asked(self, path: str = "/health/detailed") -> Reply:
@@ -109,6 +110,7 @@ class Site:
         for name, found in reply.json.get("checks", {}).items():
             if found.get("error"):
                 assert logged[name].error or "File" in str(logged[name].fields["stack"])
+                assert self.targets[name] in logged[name].message
         for password in self.passwords:
             for form in (password, quote(password, safe="")):
                 assert form not in str(journal.entries)
