@@ -1,7 +1,7 @@
 """One picture in a notebook that changes while a cell runs, drawn in a process of its own.
 
-Drawn by a thread, a picture a second made the slowest twentieth of the requests some ten times slower: matplotlib and
-the application that is being measured took turns at Python's lock.
+Drawn by a thread, a picture a second raised the p95 that it shows to four times its value: matplotlib and the
+application that is being measured took turns at Python's lock.
 """
 
 from __future__ import annotations
@@ -21,28 +21,29 @@ from typing import Any, Self
 from labkit import settings
 from labkit._html import tag
 from labkit._text import say
-from labkit.monitoring._charts import Canvas
 
 PAUSE = 1.0  # seconds between two pictures
+Draw = Callable[[Any, str], tuple[bytes, int, int]]  # PNG, width, height
 
 
 class Screen:
     """Shows a picture while its ``with`` lasts, always in one place; outside of a notebook it shows nothing.
 
     Args:
-        state: what the picture shows: an array for ``Canvas.draw``, and the title.
+        state: what the picture shows, and its title.
+        draw: makes the first picture of that, as ``Canvas.draw`` does; the child makes the others.
     """
 
-    def __init__(self, state: Callable[[], tuple[Any, str]]) -> None:
+    def __init__(self, state: Callable[[], tuple[Any, str]], draw: Draw) -> None:
         ipython = sys.modules.get("IPython")
         shell = ipython.get_ipython() if ipython is not None else None
         self._display: Any = ipython.display.display if ipython and hasattr(shell, "kernel") else None
         self._handle: Any = None
-        self._state, self._over = state, threading.Event()
+        self._state, self._draw, self._over = state, draw, threading.Event()
 
     def __enter__(self) -> Self:
         if self._display is not None:
-            self._frame(Canvas().draw)
+            self._frame(self._draw)
             # The child finds labkit where we do. An interrupt of the cell is not meant for it. It ends with its input,
             # so that it does not outlive us whatever ends us.
             self._child: Any = subprocess.Popen(
@@ -88,7 +89,7 @@ class Screen:
         self._child.stdin.flush()
         return pickle.load(self._child.stdout)
 
-    def _frame(self, draw: Callable[[Any, str], tuple[bytes, int, int]]) -> None:
+    def _frame(self, draw: Draw) -> None:
         seen, title = self._state()
         picture, width, height = draw(seen, title)
         # Its size is known before it is decoded: what stands below does not jump.
@@ -102,6 +103,8 @@ def paint() -> None:
     """What the child does: draw what it is told until its input ends."""
     if hasattr(os, "nice"):
         os.nice(10)
+    from labkit.monitoring._charts import Canvas  # here: it takes a second, which others need more
+
     canvas = Canvas()
     with suppress(OSError, EOFError):
         while True:

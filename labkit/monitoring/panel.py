@@ -18,7 +18,7 @@ from labkit import plots
 from labkit._html import card
 from labkit._text import duration, number, say
 from labkit.errors import MonitoringError
-from labkit.monitoring._charts import NAMES, charts
+from labkit.monitoring._charts import NAMES, Canvas, charts
 from labkit.monitoring._screen import Screen
 from labkit.monitoring.alert import LOOKS, Alert
 from labkit.monitoring.samples import CACHE, DURATION, GETS, REQUESTS, History, Snapshot, histogram_quantile, share
@@ -104,7 +104,8 @@ class Panel:
         Raises:
             Exception: what looking raised, if the block itself did not.
         """
-        over, wrong, screen = threading.Event(), list[Exception](), Screen(lambda: (self._array(), repr(self)))
+        over, wrong = threading.Event(), list[Exception]()
+        screen = Screen(lambda: (self._array(), repr(self)), Canvas().draw)
 
         def look() -> None:
             pause = self._every
