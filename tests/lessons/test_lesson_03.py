@@ -249,7 +249,7 @@ LIVES: dict[str, tuple[str, Swaps]] = {
             ("self.seen[user] = self.clock()", "self.seen[user] = self.clock()\n        self.users.set(self.active())"),
         ],
     ),
-    "for ever": ("live_stuck", [("at > since", "True")]),
+    "for ever": ("live_stuck", [("at < since", "False")]),
     "the first visit": ("live_first", [("self.seen[user] = self.clock()", "self.seen.setdefault(user, self.clock())")]),
     "ten minutes": ("live_window", [("- 300", "- 600")]),
     "milliseconds": ("live_window", [("- 300", "- 0.3")]),
@@ -312,6 +312,15 @@ def test_a_route_that_is_not_there_is_told_with_her_line(notebook: Notebook) -> 
     judged = notebook.check("3.3", notebook.version("3.3", (ROUTE, 'return request.scope["route"].path')))
     assert judged.state == ("error", "endpoint_missing")
     assert judged.card.hint and 'request.scope["route"].path' in judged.card.code
+
+
+def test_the_prefix_of_an_included_router_is_remarked_upon(notebook: Notebook) -> None:
+    assert notebook.check("3.3", notebook.text("3.3", "solution")).state == ("done", "endpoint_done_prefix")
+    whole = 'request.scope["fastapi"]["effective_route_context"].path_format if route else "unmatched"'
+    source = notebook.version("3.3", ('route.path if route else "unmatched"', whole))
+    judged = notebook.check("3.3", source)
+    assert judged.state == ("done", "endpoint_done")
+    assert judged.card.counts.items() >= {"names": 4, "series": 72}.items()
 
 
 def test_any_name_for_what_does_not_exist_will_do(notebook: Notebook) -> None:

@@ -32,7 +32,7 @@ def no_faults(monkeypatch: pytest.MonkeyPatch) -> None:
     """For answers that are told apart before the first fault."""
     monkeypatch.setattr("labkit.course.lessons._monitor_health._live", lambda *words: None)
     monkeypatch.setattr("labkit.course.lessons._monitor_demo.FAULTS", ("",))
-    monkeypatch.setattr("labkit.course.lessons._monitor_health.HELD", 1.3)
+    monkeypatch.setattr("labkit.course.lessons._monitor_health.HELD", 1.4)
 
 
 def with_solution(notebook: Notebook, id: str, swaps: Swaps, role: str = "solution") -> str:
@@ -55,7 +55,7 @@ def test_the_solution_is_done_under_real_faults(notebook: Notebook, id: str) -> 
 # --- 3.5 one part
 
 
-UNHEALTHY = 'return {"status": "unhealthy", "error": ' + WORD + "}"
+UNHEALTHY = 'return {"status": "unhealthy", "error": word}'
 EXCEPT = "    except Exception as error:"
 ONCE = 'if name == "cache" or ask.__name__ != "ask":\n            ask()'
 PARTS: dict[str, tuple[str, Swaps]] = {
@@ -65,7 +65,7 @@ PARTS: dict[str, tuple[str, Swaps]] = {
     "True": ("part_type", [(RETURN, "return True\n    " + RETURN)]),
     "no time": ("part_shape", [(RETURN, 'return {"status": "healthy"}\n    ' + RETURN)]),
     "always well": ("part_always_well", [(UNHEALTHY, "pass")]),
-    "no word": ("part_failed_shape", [(', "error": ' + WORD, "")]),
+    "no word": ("part_failed_shape", [(', "error": word', "")]),
     "the text": ("part_leaks", [(WORD, "str(error)")]),
     "the repr": ("part_leaks", [(WORD, "repr(error)")]),
     "the beginning of the text": ("part_leaks", [(WORD, "str(error)[:50]")]),

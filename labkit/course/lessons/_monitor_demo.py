@@ -9,7 +9,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -95,7 +95,7 @@ def inventory(source: Any) -> Inventory:
         if name.startswith("app_"):
             samples = [sample for sample in family.samples if not sample.name.endswith("_created")]
             counted = [sample.value for sample in samples if not sample.name.endswith(("_bucket", "_sum"))]
-            rows.append((name, family.type, len(samples), math.fsum(counted)))
+            rows.append((name, family.type, len(samples), round(math.fsum(counted))))
     return Inventory(pd.DataFrame(rows, columns=["metric", "type", "series", "total"]))
 
 
@@ -130,7 +130,7 @@ class Bucketed:
     @property
     def df(self) -> pd.DataFrame:
         """What one would ask Prometheus, and its answer."""
-        where, window = f'{{endpoint="{self.endpoint}"}}', f"[{number(self.seconds, '.2g')}s]"
+        where, window = f'{{endpoint="{self.endpoint}"}}', f"[{1000 * self.seconds:.0f}ms]"
         rows = [
             (f"rate({REQUESTS}{where}{window})", f"{number(self.per_s, ',.0f')}/s"),
             (f"histogram_quantile(0.95, rate({DURATION}_bucket{where}{window}))", duration(self.told)),
@@ -145,8 +145,8 @@ class Bucketed:
 
     def plot(self) -> plots.Figure:
         """The share of requests below each bound, as the buckets know it, against what was measured."""
-        sizes = {"bucket_default": Histogram.DEFAULT_BUCKETS, "bucket_fine": BUCKETS}
-        told = {"bucket_default": self.default, "bucket_fine": self.fine}
+        sizes = {"title_default": Histogram.DEFAULT_BUCKETS, "title_fine": BUCKETS}
+        told = {"title_default": self.default, "title_fine": self.fine}
 
         def draw(axes: Any) -> None:
             values = sorted(self.elapsed)
@@ -156,42 +156,38 @@ class Bucketed:
                 bounds = [b for b in sizes[name] if b <= high]
                 known = [100 * sum(v <= b for v in values) / len(values) for b in bounds]
                 ax.step(values, shares, where="post", color=plots.GREY, label=words("lesson_03.bucket_measured"))
-                ax.plot(
-                    [low, *bounds], [0, *known], "o-", color=plots.BLUE, markersize=4, label=words(f"lesson_03.{name}")
-                )
-                ax.axvline(
-                    self.real, color=plots.GREEN, label=words("lesson_03.bucket_p95_real", value=duration(self.real))
-                )
-                ax.axvline(
-                    told[name],
-                    color=plots.VERMILION,
-                    linestyle="--",
-                    label=words("lesson_03.bucket_p95_told", value=duration(told[name])),
-                )
-                ax.set(xlabel=words("lesson_03.bucket_axis"), ylim=(0, 103), xlim=(low, high))
+                known_by = words("lesson_03.bucket_known")
+                ax.plot([low, *bounds], [0, *known], "o-", color=plots.BLUE, markersize=4, label=known_by)
+                real = words("lesson_03.bucket_p95_real", value=duration(self.real))
+                ax.axvline(self.real, color=plots.GREEN, label=real)
+                said = words("lesson_03.bucket_p95_told", value=duration(told[name]))
+                ax.axvline(told[name], color=plots.VERMILION, linestyle="--", label=said)
+                ax.set(xlabel=words("lesson_03.bucket_axis"), ylim=(0, 103), title=words(f"lesson_03.{name}"))
                 plots.durations(ax.xaxis, log=True)
                 ax.set_xlim(low, high)
-                ax.legend(loc="lower right", fontsize=8)
+                ax.legend(loc="lower right", fontsize=9, framealpha=0.92)
             axes[0].set_ylabel(words("lesson_03.bucket_share"))
 
         title = repr(self)
         alt = words("lesson_03.bucket_alt", says=title)
-        return plots.figure(draw, title=title, alt=alt, data=self.df, size=(11.0, 3.6), panels=2)
+        return plots.figure(draw, title=title, alt=alt, data=self.df, size=(11.0, 4.0), panels=2)
 
     def __repr__(self) -> str:
         return words("lesson_03.bucketed", told=duration(self.default), real=duration(self.real))
 
 
-def buckets(history: History, loaded: LoadResult, endpoint: str) -> Bucketed:
+def buckets(before: Snapshot, after: Snapshot, loaded: LoadResult, endpoint: str) -> Bucketed:
     """What PromQL makes of a load.
 
     Args:
-        history: of the learner's registry, with a snapshot before the load and one after it.
+        before, after: of the learner's registry, around the load.
         loaded: the load.
         endpoint: label of its requests.
     """
-    moments = [moment for points in history.series(REQUESTS).values() for moment, _ in points]
-    window = max(moments, default=0.0) - min(moments, default=0.0) or 1.0
+    window = after.time - before.time
+    history = History(window)
+    for snapshot in (before, after):
+        history.add(snapshot)
     told = {}
     for name, bounds in (("default", Histogram.DEFAULT_BUCKETS), ("fine", BUCKETS)):
         one = Histogram("seconds", "Seconds.", buckets=bounds, registry=CollectorRegistry())
@@ -203,8 +199,8 @@ def buckets(history: History, loaded: LoadResult, endpoint: str) -> Bucketed:
         told[name] = histogram_quantile(0.95, counts)
     return Bucketed(
         loaded.elapsed,
-        history.rate(REQUESTS, window=window, endpoint=endpoint),
-        history.quantile(0.95, window=window, endpoint=endpoint),
+        history.rate(REQUESTS, endpoint=endpoint),
+        history.quantile(0.95, endpoint=endpoint),
         told["default"],
         told["fine"],
         endpoint,
@@ -385,7 +381,7 @@ class Scenarios:
                 row.says or words("lesson_03.no_answer"),
                 row.code or "-",
                 duration(row.seconds),
-                ", ".join(row.leaked) or "-",
+                named(row.leaked) or "-",
             )
             for row in self.rows
         ]
@@ -401,10 +397,11 @@ class Scenarios:
             for place, row in enumerate(self.rows):
                 mark = "✓" if not row.wrong else "✗"
                 said = " · ".join([row.says or words("lesson_03.no_answer"), *([str(row.code)] if row.code else [])])
-                leaked = words("lesson_03.leaks", names=", ".join(row.leaked)) if row.leaked else ""
+                leaked = words("lesson_03.leaks", names=named(row.leaked)) if row.leaked else ""
                 label = f"{mark} {said} · {duration(row.seconds)}{leaked}"
-                ax.annotate(label, (row.seconds, place), (6, 0), textcoords="offset points", va="center")
-            ax.axvline(PATIENCE, color=plots.BLACK, linestyle="--", linewidth=1.2)
+                back = {"facecolor": ax.get_facecolor(), "edgecolor": "none", "pad": 1.5}
+                ax.annotate(label, (row.seconds, place), (6, 0), textcoords="offset points", va="center", bbox=back)
+            ax.axvline(PATIENCE, color=plots.BLACK, linestyle="--", linewidth=1.2, zorder=0)
             ax.set_xlim(0, max(2.2 * PATIENCE, 1.9 * max(values)))
             ax.set_xlabel(words("lesson_03.scenario_axis"))
             plots.durations(ax.xaxis)
@@ -415,6 +412,11 @@ class Scenarios:
 
     def __repr__(self) -> str:
         return words("lesson_03.scenarios", right=self.right, count=len(self.rows))
+
+
+def named(leaked: Iterable[str]) -> str:
+    """What leaks, in the reader's words."""
+    return ", ".join(words(f"lesson_03.leak_{name}") for name in leaked)
 
 
 def leaks(body: str, *urls: URL) -> list[str]:
@@ -447,7 +449,10 @@ def scenarios(lab: Lab, path: str) -> Scenarios:
         if fault == "database_frozen" and urls and urls[0].get_backend_name() == "sqlite":
             continue  # a locked file still answers SELECT 1
         with suppress(ServiceError), _under(lab, fault) as simulated:
-            rows.append(_probe(lab, path, fault, urls, simulated))
+            row = _probe(lab, path, fault, urls, simulated)
+            if rows and rows[0].seconds < PATIENCE < row.seconds < GIVEN_UP:  # the machine may have stood still
+                row = min(row, _probe(lab, path, fault, urls, simulated), key=lambda each: each.seconds)
+            rows.append(row)
         if fault.startswith("database"):
             _recovered(lab)
     return Scenarios(tuple(rows))
