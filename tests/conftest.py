@@ -15,7 +15,7 @@ import pytest
 from labkit import settings
 
 REQUIRE_ALL = os.environ.get("LABKIT_REQUIRE_ALL", "") not in ("", "0")
-OUTSIDE = ("LABKIT_LANG", "LABKIT_FAKE_REDIS", "DATABASE_URL", "REDIS_URL")
+OUTSIDE = ("LABKIT_LANG", "LABKIT_FAKE_REDIS", "LABKIT_LOG", "LABKIT_LOG_FORM", "DATABASE_URL", "REDIS_URL")
 _session_work = pytest.StashKey[str]()
 
 

@@ -6,6 +6,8 @@ import io
 import json
 import logging
 import re
+import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
@@ -472,6 +474,12 @@ def test_a_journal_silences_nobody(capsys: pytest.CaptureFixture[str]) -> None:
         configure(stream=(stream := io.StringIO()))
         logging.getLogger("shop").warning("once")
     assert capsys.readouterr().err == "" and stream.getvalue().count("once") == 1
+
+
+def test_whoever_configures_no_logging_is_not_written_to() -> None:
+    code = "import logging, labkit.monitoring; logging.getLogger('labkit.sql').warning('slow statement')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == done.stdout == ""
 
 
 # --- the cache ---------------------------------------------------------------------------------------------------

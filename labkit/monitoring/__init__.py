@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from labkit.monitoring.samples import History, Snapshot, histogram_quantile, increase, rate
     from labkit.monitoring.setup import monitor
     from labkit.monitoring.system import SystemView, overview
+
+logging.getLogger("labkit").addHandler(logging.NullHandler())  # whoever configures no logging is not written to
 
 _HOMES = {  # a name and the module it lives in, imported when it is first asked for
     "Alert": "alert",
