@@ -11,12 +11,10 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 from fastapi import APIRouter
 
-from labkit import plots
 from labkit._html import Safe, card, table
 from labkit._text import duration, say
 from labkit.errors import MonitoringError
@@ -24,9 +22,12 @@ from labkit.monitoring import routes
 from labkit.monitoring._turns import Check, Result, Runner, Status, Turn, is_number, tell
 from labkit.monitoring.ids import request_id
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 __all__ = ["Check", "Health", "HealthReport", "Result", "Status"]
 
-_LOOKS = {"healthy": (plots.GREEN, "●"), "degraded": (plots.ORANGE, "▲"), "unhealthy": (plots.VERMILION, "✗")}
+_LOOKS = {"healthy": ("GREEN", "●"), "degraded": ("ORANGE", "▲"), "unhealthy": ("VERMILION", "✗")}  # of `plots`
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ class HealthReport:
     @property
     def df(self) -> pd.DataFrame:
         """One row a check."""
+        import pandas as pd
+
         rows = [
             [one.name, one.status, one.critical, one.seconds * 1e3, one.error, dict(one.details)]
             for one in self.results
@@ -77,6 +80,8 @@ class HealthReport:
         return "\n".join([f"HealthReport: {self.status}", *lines])
 
     def _repr_html_(self) -> Safe:
+        from labkit import plots  # here: a server that is only asked for its health never draws
+
         rows = []
         for one in self.results:
             _, symbol = _LOOKS[one.status]
@@ -86,7 +91,7 @@ class HealthReport:
         header = [say(f"health.head_{name}") for name in ("name", "status", "critical", "time", "error")]
         colour, symbol = _LOOKS[self.status]
         title = say("health.title", status=say(f"health.{self.status}"))
-        return card(title, table(header, rows, numeric=(3,)), colour=colour, symbol=symbol)
+        return card(title, table(header, rows, numeric=(3,)), colour=getattr(plots, colour), symbol=symbol)
 
 
 class Health:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterator
-from typing import Any, Self
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any, Self
 
 from labkit._text import say
 from labkit.errors import MonitoringError
 from labkit.monitoring._entry import BASE, OURS, Entry, entry
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
@@ -67,6 +68,8 @@ class Journal(logging.Handler):
 
         Columns: time (UTC), level, component, request_id, message, error (a traceback), and those of ``extra=``.
         """
+        import pandas as pd
+
         entries = self.entries
         rows = [
             {

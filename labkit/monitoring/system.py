@@ -11,15 +11,16 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import psutil
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 
-from labkit import plots
 from labkit._html import Safe, card, table
 from labkit._text import number, say
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LOOK = 0.2  # seconds that `overview` looks at the processors
 FULL = 0.9  # share of memory or disk from which the course speaks of degraded
@@ -121,10 +122,14 @@ class SystemView:
         return [say(f"metrics.column_{name}") for name in self.df.columns]
 
     def __repr__(self) -> str:
+        import pandas as pd
+
         rows = pd.DataFrame(self._rows(), columns=self._header)
         return f"{self._machine}\n{rows.to_string(index=False)}"
 
     def _repr_html_(self) -> Safe:
+        from labkit import plots
+
         full = max(self.memory, self.disk) > FULL
         return card(
             self._machine,
@@ -142,6 +147,8 @@ def overview(seconds: float = LOOK) -> SystemView:
         seconds: how long to look at the processors, for their use is a share of a time. The caller waits for that
             long: ask from a cell, not from a request.
     """
+    import pandas as pd
+
     me = psutil.Process()
     found = [me, *me.children(recursive=True)]
     before, spent, began = psutil.cpu_times(), [_seconds(process) for process in found], time.monotonic()
