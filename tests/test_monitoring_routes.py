@@ -7,9 +7,11 @@ import http.client
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+import anyio
 import pytest
 import uvicorn
 from fastapi import APIRouter, FastAPI
@@ -165,3 +167,75 @@ def test_a_prober_sees_it_over_http() -> None:
                 assert int(reply.headers["content-length"]) > 0
                 assert bool(reply.read()) == (method == "GET")
                 connection.close()
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+class Slow:
+    """Metrics whose rendering lasts until it is let go."""
+
+    def __init__(self) -> None:
+        self.runs, self.go, self.threads = 0, threading.Event(), set[int]()
+
+    def render(self) -> tuple[bytes, str]:
+        self.runs += 1
+        self.threads.add(threading.get_ident())
+        assert self.go.wait(5)
+        return b"up 1\n", "text/plain"
+
+
+@pytest.mark.anyio
+async def test_the_loop_goes_on_while_metrics_are_rendered_once_for_all_who_ask() -> None:
+    """And although every thread of asyncio's and anyio's pools is taken."""
+    slow = Slow()
+    app = fast(Part(), metrics=slow)
+    loop, stuck = asyncio.get_running_loop(), threading.Event()
+    pool = ThreadPoolExecutor(1)
+    loop.set_default_executor(pool)
+    taken = loop.run_in_executor(None, stuck.wait, 5)
+    limiter = anyio.to_thread.current_default_thread_limiter()
+    tokens, limiter.total_tokens = limiter.total_tokens, 1
+    held = asyncio.create_task(anyio.to_thread.run_sync(stuck.wait, 5))
+    try:
+        waiting = [asyncio.create_task(asgi.call(app, "GET", path)) for path in METRICS * 5]
+        await asyncio.sleep(0.02)  # the loop turns
+        assert (await asgi.call(app, "GET", "/health")).status == 200 and not any(each.done() for each in waiting)
+        waiting.pop().cancel()  # a scraper that gives up takes nobody else's answer along
+        slow.go.set()
+        assert {reply.text for reply in await asyncio.gather(*waiting)} == {"up 1\n"}
+        assert slow.runs == 1 and threading.get_ident() not in slow.threads
+        assert (await asgi.call(app, "GET", "/metrics")).status == 200 and slow.runs == 2  # anew for who comes later
+    finally:
+        stuck.set()
+        await asyncio.gather(taken, held)
+        limiter.total_tokens = tokens
+
+
+@pytest.mark.anyio
+async def test_metrics_that_cannot_be_rendered_are_asked_again_the_next_time() -> None:
+    class Broken:
+        runs = 0
+
+        def render(self) -> tuple[bytes, str]:
+            self.runs += 1
+            raise ValueError("a collector of somebody's")
+
+    broken = Broken()
+    app = fast(Part(), metrics=broken)
+    for _ in range(2):
+        reply = await asgi.call(app, "GET", "/metrics")
+        assert reply.status == 500 and "a collector" not in reply.text
+    assert broken.runs == 2
+
+
+@pytest.mark.anyio
+async def test_metrics_are_rendered_where_no_thread_is_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    app = fast(Part(), metrics=Metrics())
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert "app_requests_total" in (await asgi.call(app, "GET", "/metrics")).text
