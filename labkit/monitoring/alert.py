@@ -36,7 +36,6 @@ LOOKS = {
 }
 _MOST = 3_600  # looks and changes that are remembered
 _log = logging.getLogger("labkit.alerts")
-_log.addHandler(logging.NullHandler())  # whoever configures no logging is not written to
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +133,8 @@ class Alert:
         """The value against the threshold, over time; the states as bands."""
         runs = self._runs()
         start, scale = runs[0][1] if runs else 0.0, 100.0 if self._show is _percent else 1.0
-        seen = pd.DataFrame([(moment - start, scale * value) for moment, value, _ in self._seen], columns=["x", "y"])
+        points = [(moment - start, scale * value) for moment, value, _ in list(self._seen)]
+        seen = pd.DataFrame(points, columns=["x", "y"]).replace([math.inf, -math.inf], math.nan)
 
         def draw(ax: Any) -> None:
             for state, since, until in runs:
@@ -156,8 +156,9 @@ class Alert:
 
     def _runs(self) -> list[tuple[State, float, float]]:
         """The states one after the other, each from its first look to that of the next."""
-        runs = [(state, next(looks)[0]) for state, looks in groupby(self._seen, itemgetter(2))]
-        ends = [*(since for _, since in runs[1:]), *(moment for moment, _, _ in list(self._seen)[-1:])]
+        seen = list(self._seen)  # a panel may look meanwhile
+        runs = [(state, next(looks)[0]) for state, looks in groupby(seen, itemgetter(2))]
+        ends = [*(since for _, since in runs[1:]), *(moment for moment, _, _ in seen[-1:])]
         return [(state, since, until) for (state, since), until in zip(runs, ends, strict=True)]
 
     def _finding(self, runs: list[tuple[State, float, float]]) -> str:
@@ -170,17 +171,11 @@ class Alert:
     def _table(self) -> pd.DataFrame:
         start = self._seen[0][0] if self._seen else 0.0
         words = (say("watch.column_time_s"), say("watch.column_state"), say("watch.column_value"))
-        return pd.DataFrame(
-            [
-                (
-                    number(change.time - start, ",.1f"),
-                    change.word,
-                    "–" if math.isnan(change.value) else self._show(change.value),
-                )
-                for change in self.changes
-            ],
-            columns=words,
-        )
+        rows = [(number(each.time - start, ",.1f"), each.word, self._say(each.value)) for each in list(self.changes)]
+        return pd.DataFrame(rows, columns=words)
+
+    def _say(self, value: float) -> str:
+        return self._show(value) if math.isfinite(value) else "–" if math.isnan(value) else number(value)
 
     def __repr__(self) -> str:
         rule = {"name": self.name, "state": self.state, "expr": self.expr, "above": self._show(self.above)}
