@@ -126,6 +126,7 @@ def test_nothing_stays(gallery: Leafing) -> None:
     for id in CARDS:
         gallery.card(id)
     assert left() == before
+    assert not [route for route in lab.app.router.routes if "gallery" in getattr(route, "path", "")]
 
 
 def test_there_is_a_measurement_for_each_card() -> None:
