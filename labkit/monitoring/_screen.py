@@ -23,41 +23,46 @@ from labkit._html import tag
 from labkit._text import say
 
 PAUSE = 1.0  # seconds between two pictures
-Draw = Callable[[Any, str], tuple[bytes, int, int]]  # PNG, width, height
+_GONE = (OSError, EOFError, pickle.UnpicklingError)  # without the child a picture only stays as it is
 
 
 class Screen:
     """Shows a picture while its ``with`` lasts, always in one place; outside of a notebook it shows nothing.
 
     Args:
-        state: what the picture shows, and its title.
-        draw: makes the first picture of that, as ``Canvas.draw`` does; the child makes the others.
+        state: what the picture shows: an array for ``Canvas.draw``, and the title.
     """
 
-    def __init__(self, state: Callable[[], tuple[Any, str]], draw: Draw) -> None:
+    def __init__(self, state: Callable[[], tuple[Any, str]]) -> None:
         ipython = sys.modules.get("IPython")
         shell = ipython.get_ipython() if ipython is not None else None
         self._display: Any = ipython.display.display if ipython and hasattr(shell, "kernel") else None
         self._handle: Any = None
-        self._state, self._draw, self._over = state, draw, threading.Event()
+        self._state, self._over = state, threading.Event()
 
     def __enter__(self) -> Self:
-        if self._display is not None:
-            self._frame(self._draw)
-            # The child finds labkit where we do. An interrupt of the cell is not meant for it. It ends with its input,
-            # so that it does not outlive us whatever ends us.
-            self._child: Any = subprocess.Popen(
-                [sys.executable, "-m", __name__],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(folder for folder in sys.path if folder)},
-                start_new_session=True,
-            )
-            # In the caller's context, by which a notebook knows the cell that the picture belongs to.
-            target = copy_context().run
-            self._thread = threading.Thread(target=target, args=(self._refresh,), name="labkit screen", daemon=True)
+        if self._display is None:
+            return self
+        # It finds labkit where we do. An interrupt of the cell is not meant for it. It ends with its input, so that it
+        # does not outlive us, whatever ends us.
+        self._child: Any = subprocess.Popen(
+            [sys.executable, "-m", __name__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(folder for folder in sys.path if folder)},
+            start_new_session=True,
+        )
+        # In the caller's context, by which a notebook knows the cell that the picture belongs to.
+        target = copy_context().run
+        self._thread = threading.Thread(target=target, args=(self._refresh,), name="labkit screen", daemon=True)
+        try:
+            with suppress(*_GONE):
+                self._frame()  # waited for: what the child has to import it imports before the load begins
             self._thread.start()
+        except BaseException:
+            self._end()
+            raise
         return self
 
     def __exit__(
@@ -67,8 +72,12 @@ class Screen:
             self._over.set()
             self._child.kill()
             self._thread.join()
-            with suppress(OSError), self._child:  # closes the pipes and waits
-                pass
+            self._end()
+
+    def _end(self) -> None:
+        self._child.kill()
+        with suppress(OSError), self._child:  # closes the pipes and waits
+            pass
 
     def show(self, data: dict[str, Any], metadata: dict[str, Any]) -> None:
         """Show something in the place of the picture."""
@@ -80,18 +89,15 @@ class Screen:
             self._handle.update(data, metadata=metadata, raw=True)
 
     def _refresh(self) -> None:
-        with suppress(OSError, EOFError, pickle.UnpicklingError):  # without the child the picture only stays as it is
+        with suppress(*_GONE):
             while not self._over.wait(PAUSE):
-                self._frame(self._ask)
+                self._frame()
 
-    def _ask(self, seen: Any, title: str) -> Any:
+    def _frame(self) -> None:
+        seen, title = self._state()
         pickle.dump((settings.language(), seen, title), self._child.stdin)
         self._child.stdin.flush()
-        return pickle.load(self._child.stdout)
-
-    def _frame(self, draw: Draw) -> None:
-        seen, title = self._state()
-        picture, width, height = draw(seen, title)
+        picture, width, height = pickle.load(self._child.stdout)
         # Its size is known before it is decoded: what stands below does not jump.
         attributes = {"width": width, "height": height, "alt": say("watch.panel_alt", says=title), "decoding": "sync"}
         source = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
@@ -106,7 +112,7 @@ def paint() -> None:
     from labkit.monitoring._charts import Canvas  # here: it takes a second, which others need more
 
     canvas = Canvas()
-    with suppress(OSError, EOFError):
+    with suppress(*_GONE):
         while True:
             language, seen, title = pickle.load(sys.stdin.buffer)
             settings.set_language(language)

@@ -18,7 +18,7 @@ from labkit import plots
 from labkit._html import card
 from labkit._text import duration, number, say
 from labkit.errors import MonitoringError
-from labkit.monitoring._charts import NAMES, Canvas, charts
+from labkit.monitoring._charts import NAMES, charts
 from labkit.monitoring._screen import Screen
 from labkit.monitoring.alert import LOOKS, Alert
 from labkit.monitoring.samples import CACHE, DURATION, GETS, REQUESTS, History, Snapshot, histogram_quantile, share
@@ -105,7 +105,7 @@ class Panel:
             Exception: what looking raised, if the block itself did not.
         """
         over, wrong = threading.Event(), list[Exception]()
-        screen = Screen(lambda: (self._array(), repr(self)), Canvas().draw)
+        screen = Screen(lambda: (self._array(), repr(self)))
 
         def look() -> None:
             pause = self._every
@@ -118,17 +118,19 @@ class Panel:
             except Exception as error:
                 wrong.append(error)
 
-        self._begin()
-        self.sample()
         # In the caller's context, by which a notebook knows the cell: an alert's own function may print.
         thread = threading.Thread(target=copy_context().run, args=(look,), name="labkit panel", daemon=True)
-        thread.start()
+        self._begin()
         try:
             with screen:
-                yield self
+                self.sample()
+                thread.start()
+                try:
+                    yield self
+                finally:
+                    over.set()
+                    thread.join()
         finally:
-            over.set()
-            thread.join()
             if not wrong:
                 self.sample()
             screen.show(*self.plot()._repr_mimebundle_())
@@ -136,7 +138,7 @@ class Panel:
             raise wrong[0]
 
     def _array(self) -> Any:
-        return np.array(list(self._seen))
+        return np.array(list(self._seen) or [(0.0, *[math.nan] * (len(NAMES) - 1))])
 
     @property
     def df(self) -> pd.DataFrame:
@@ -149,13 +151,7 @@ class Panel:
         return pd.DataFrame(list(self._seen), columns=list(NAMES))
 
     def plot(self) -> plots.Figure:
-        """The picture as it is now, with its table.
-
-        Raises:
-            MonitoringError: if the panel has not looked yet.
-        """
-        if not self._seen:
-            raise MonitoringError(say("watch.no_looks"))
+        """The picture as it is now, with its table."""
         return charts(self._array(), repr(self))[0]
 
     def __repr__(self) -> str:
