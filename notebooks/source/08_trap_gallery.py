@@ -7,9 +7,9 @@
 # %% [markdown] name="title"
 # # Galería de trampas
 #
-# Aquí están las trampas que no caben en las lecciones: código que parece correcto. Sin orden ni reloj. Ejecuta la
-# primera celda y los `import` de un ejercicio. Lee una ficha, cambia `guess` por **tu predicción** y ejecuta: la
-# tarjeta mide la trampa y su cura en tu máquina. Después cambia el código y prueba otra vez.
+# Aquí están las trampas que no caben en las lecciones: código que parece correcto. No hay orden ni límite de tiempo.
+# Ejecuta la primera celda y los `import` de un ejercicio. Lee una ficha, cambia `guess` por **tu predicción** y
+# ejecútala: mide la trampa y su cura en tu máquina. Después cambia el código y repite.
 
 # %% name="setup" tags=["setup"]
 from labkit import Lab
@@ -79,7 +79,7 @@ gallery.card("T03", profiled, guess=10)
 # %% [markdown] name="T05-text"
 # ### T05 · ¿Cuánto tarda de verdad?
 #
-# El decorador del curso lee el reloj con el profiler encendido. ¿Cuántas veces el tiempo real informa?
+# El decorador del curso lee el reloj con el profiler encendido. ¿Por cuánto multiplica el tiempo real?
 
 
 # %% name="T05" tags=["trap"]
@@ -109,8 +109,8 @@ gallery.card("T05", timed, guess=1)
 # %% [markdown] name="T08-text"
 # ### T08 · ¿Basta con escribir async?
 #
-# El endpoint pregunta a la base de datos a cuántos usuarios se menciona en los comentarios. Mientras tanto, el event
-# loop debería latir cada 10 ms para atender a los demás. ¿Cuántas veces late durante la consulta?
+# El endpoint pregunta a la base de datos cuántas veces los comentarios mencionan a los usuarios 1 a 100. El bucle de
+# eventos (*event loop*), que atiende a todos, late cada 10 ms si está libre. ¿Cuántas veces late durante la consulta?
 
 
 # %% name="T08" tags=["trap"]
@@ -187,8 +187,8 @@ gallery.card("T13", posts, guess=3_000)
 # %% [markdown] name="T14-text"
 # ### T14 · ¿Es lento Query.count()?
 #
-# Se repite en muchos blogs: `Query.count()` es lento en la base de datos, usa `select(func.count())`. ¿Cuántas veces
-# más le cuesta a la base de datos?
+# Se repite en muchos artículos: `Query.count()` es lento en la base de datos; usa `select(func.count())`. ¿Cuántas
+# veces lo que cuesta el segundo le cuesta el primero a la base de datos?
 
 
 # %% name="T14" tags=["trap"]
@@ -208,8 +208,8 @@ gallery.card("T14", count, guess=5)
 # %% [markdown] name="T16-text"
 # ### T16 · ¿Agrupar a todos para mostrar 50?
 #
-# Otra creencia: `GROUP BY` antes de `LIMIT` agrupa a los 300 usuarios y tira 250. ¿Cuántas veces los pasos de limitar
-# primero cuesta?
+# Otra creencia: `GROUP BY` antes de `LIMIT` agrupa a los 300 usuarios y descarta 250. ¿Por cuánto multiplica los pasos
+# que da la base de datos si se limita primero?
 
 
 # %% name="T16" tags=["trap"]
@@ -351,7 +351,7 @@ gallery.card("T21", summary, guess=0)
 # %% [markdown] name="T59-text"
 # ### T59 · ¿Quién lee el reporte?
 #
-# Así termina el decorador del curso. ¿Cuántos caracteres formatea en cada petición que nadie llega a ver?
+# Así termina el decorador del curso. En cada petición, ¿cuántos caracteres formatea que nadie llega a ver?
 
 
 # %% name="T59" tags=["trap"]
@@ -401,8 +401,8 @@ gallery.card("T60", page, guess=300)
 # %% [markdown] name="T63-text"
 # ### T63 · ¿La cura de todo N+1?
 #
-# Los libros curan el N+1 con eager loading. Aquí hay 50 publicaciones con 100 comentarios cada una, y solo hace falta
-# cuántos. ¿Cuántos valores (filas × columnas) lee?
+# Los libros curan el N+1 con *eager loading*: cargar todo por adelantado. Aquí hay 50 publicaciones con 100 comentarios
+# cada una, y solo hace falta contarlos. ¿Cuántos valores (filas × columnas) lee?
 
 
 # %% name="T63" tags=["trap"]
@@ -445,7 +445,7 @@ client = CacheClient(lab.redis.url, timeout=1)
 # ### T24 · ¿Un acierto o un golpe de suerte?
 #
 # Aquí la clave lleva la sesión de la base de datos, que es nueva en cada petición. El usuario 7 cambia de nombre 60
-# veces, y después de cada cambio alguien lo lee. ¿Cuántas lecturas devuelven un nombre viejo?
+# veces. Después de cada cambio se invalida la copia y alguien lo lee. ¿Cuántas lecturas devuelven un nombre viejo?
 
 
 # %% name="T24" tags=["trap"]
@@ -638,7 +638,7 @@ gallery.card("T32", find_user, guess=1)
 # ### T34 · ¿Quién dice que es una copia?
 #
 # La respuesta lleva `"cached": false` y el tiempo que costó. Se pide una vez y luego diez más, que salen del cache.
-# ¿Cuántas de esas diez callan que son copias?
+# ¿Cuántas de esas diez no dicen que son copias?
 
 
 # %% name="T34" tags=["trap"]
@@ -693,7 +693,7 @@ gallery.card("T37", look_up, guess=0)
 # %% [markdown] name="T38-text"
 # ### T38 · Tres totales en una consulta
 #
-# La base tiene 10 usuarios, 100 publicaciones y 400 comentarios. La consulta cuenta las tres tablas a la vez.
+# La base de datos tiene 10 usuarios, 100 publicaciones y 400 comentarios. La consulta cuenta las tres tablas a la vez.
 # ¿Cuántos usuarios dice que hay?
 
 
@@ -715,7 +715,7 @@ gallery.card("T38", totals, guess=10)
 # %% [markdown] name="T40-text"
 # ### T40 · Invalidar mientras otro llena
 #
-# Una lectura toma el precio viejo y tarda en guardarlo. Mientras tanto el precio cambia y se invalida la copia. Luego
+# Una lectura toma el precio viejo y tarda en guardarlo. Mientras tanto, el precio cambia y se invalida la copia. Luego
 # llegan 20 lecturas: ¿cuántas reciben el precio viejo?
 
 
@@ -753,7 +753,7 @@ gallery.card("T40", prices, read_price, forget_price, guess=0)
 # %% [markdown] name="T41-text"
 # ### T41 · Un cliente que no sabe esperar
 #
-# Redis tarda 100 ms en contestar a un endpoint `async def`. En ese momento llegan 10 peticiones a `/health/`, que no
+# Redis tarda 100 ms en contestar a una función `async def`. En ese momento llegan 10 peticiones a `/health/`, que no
 # usa Redis. ¿Cuántas se atienden mientras tanto?
 
 
@@ -774,8 +774,8 @@ gallery.card("T41", ask_redis, guess=10)
 # %% [markdown] name="T42-text"
 # ### T42 · Cero segundos y «no es un número»
 #
-# Una tasa se guarda con `ttl=0`. Otra vale `NaN`, alguien la pide, y luego se corrige. Cada una recibe entonces cinco
-# visitas. De esas diez, ¿cuántas ven un error?
+# Una tasa de cambio se guarda con `ttl=0`. Otra vale `NaN`; alguien la pide y luego se corrige. Cada una recibe
+# entonces cinco visitas. De esas diez, ¿cuántas ven un error?
 
 
 # %% name="T42" tags=["trap"]
@@ -842,8 +842,9 @@ from labkit.monitoring import Check, Health, Metrics, MetricsMiddleware, checks
 # %% [markdown] name="T49-text"
 # ### T49 · El nombre que pediste
 #
-# El curso declara una métrica `Info` con el nombre `app_info`. Tu panel de Prometheus pide `app_info`. ¿Cuántas series
-# encuentra?
+# Prometheus guarda los números que publica tu aplicación; cada nombre con sus etiquetas es una **serie**. El curso
+# declara `Info`, que publica datos fijos como la versión, con el nombre `app_info`. Un panel pide `app_info`. ¿Cuántas
+# series encuentra?
 
 
 # %% name="T49" tags=["trap"]
@@ -865,8 +866,8 @@ gallery.card("T49", expose, guess=1)
 # %% [markdown] name="T50-text"
 # ### T50 · ¿Cuándo termina una respuesta?
 #
-# Un endpoint envía su respuesta por partes durante una décima de segundo. El middleware mide alrededor de
-# `call_next`. ¿Qué porcentaje de ese tiempo registra?
+# Un endpoint envía su respuesta por partes durante una décima de segundo. El middleware, por donde pasa cada petición,
+# mide lo que tarda `call_next`, que llama al endpoint. ¿Qué porcentaje del tiempo de la respuesta registra?
 
 
 # %% name="T50" tags=["trap"]
@@ -922,8 +923,8 @@ gallery.card("T51", count, guess=0)
 # %% [markdown] name="T53-text"
 # ### T53 · Un middleware que no hace nada
 #
-# El de la celda solo deja pasar la petición; el de la cura mide y cuenta. Sobre un endpoint mínimo, ¿cuántas veces
-# más tarda una petición que pasa por el de la celda?
+# El de la celda solo deja pasar la petición; el de la cura mide y cuenta. Con un endpoint mínimo, ¿por cuánto
+# multiplica el de la celda el tiempo de una petición?
 
 
 # %% name="T53" tags=["trap"]
@@ -943,10 +944,11 @@ def wrap(app, metrics):
 gallery.card("T53", wrap, guess=1)
 
 # %% [markdown] name="T55-text"
-# ### T55 · La sonda que se conforma
+# ### T55 · ¿Está sana la aplicación?
 #
-# Un balanceador pregunta cinco veces por `/health` y acepta los códigos 200 a 399. La base de datos está caída.
-# ¿Cuántas veces cree que la aplicación está sana?
+# Un balanceador reparte las visitas entre servidores y pregunta a cada uno si está sano: es un **sondeo**. Este pide
+# `/health` cinco veces y acepta los códigos 200 a 399. La base de datos está caída. ¿Cuántas veces da por sana la
+# aplicación?
 
 
 # %% name="T55" tags=["trap"]
@@ -979,7 +981,7 @@ gallery.card("T55", PROBE, routes, guess=0)
 # %% [markdown] name="T56-text"
 # ### T56 · Dos procesos, ¿una cuenta?
 #
-# Uvicorn sirve la aplicación con dos procesos y atiende 40 peticiones o más. Después Prometheus lee `/metrics` diez
+# Uvicorn sirve la aplicación con dos procesos y atiende más de 40 peticiones. Después Prometheus lee `/metrics` diez
 # veces. ¿Cuántas lecturas muestran todas las peticiones?
 
 
@@ -1013,10 +1015,10 @@ def instrument(app):
 gallery.card("T56", environment, instrument, guess=10)
 
 # %% [markdown] name="T58-text"
-# ### T58 · La sonda hace cola
+# ### T58 · Un sondeo que hace cola
 #
-# La base de datos está bien, pero una consulta lenta ocupa la única conexión del pool. Llegan cinco sondas de salud.
-# ¿Cuántas dicen que la base está mal?
+# La base de datos está bien, pero una consulta lenta ocupa la única conexión del pool. Llegan cinco sondeos que
+# preguntan por ella. ¿Cuántos la dan por caída?
 
 
 # %% name="T58" tags=["trap"]
