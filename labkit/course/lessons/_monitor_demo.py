@@ -162,10 +162,11 @@ class Bucketed:
                 ax.axvline(self.real, color=plots.GREEN, label=real)
                 said = words("lesson_03.bucket_p95_told", value=duration(told[name]))
                 ax.axvline(told[name], color=plots.VERMILION, linestyle="--", label=said)
-                ax.set(xlabel=words("lesson_03.bucket_axis"), ylim=(0, 103), title=words(f"lesson_03.{name}"))
+                ax.set(xlabel=words("lesson_03.bucket_axis"), ylim=(0, 103))
+                ax.set_title(words(f"lesson_03.{name}"), fontsize=11, fontweight="normal")
                 plots.durations(ax.xaxis, log=True)
                 ax.set_xlim(low, high)
-                ax.legend(loc="lower right", fontsize=9, framealpha=0.92)
+                ax.legend(loc="lower right", fontsize=9, frameon=True, facecolor=ax.get_facecolor(), framealpha=1)
             axes[0].set_ylabel(words("lesson_03.bucket_share"))
 
         title = repr(self)
@@ -500,7 +501,7 @@ def _recovered(lab: Lab, within: float = 5.0) -> None:
 # --- a load with an outage in its middle
 
 
-def storm(lab: Lab, path: Any, *, fault: str, begins: float = 3.0, ends: float = 6.0, **options: Any) -> LoadResult:
+def storm(lab: Lab, path: Any, *, fault: str, begins: float = 2.0, ends: float = 5.0, **options: Any) -> LoadResult:
     """A load under which something breaks for a while; what the Lab cannot break stays whole.
 
     Args:
