@@ -100,9 +100,11 @@ def test_code_that_fails_in_other_processes_shows_why(gallery: Leafing) -> None:
 
 
 def test_the_sentences_say_what_was_measured(gallery: Leafing) -> None:
-    assert "`Decimal('9.90')` volvió como `'9.90'`" in repr(gallery.card("T29"))
+    """The measured words themselves, and the numbers besides those of the bars."""
+    assert "`Decimal('9.90')`" in repr(card := gallery.card("T29")) and "`'9.90'`" in repr(card)
     assert "`<labkit.blog.models.User object at 0x…>`" in repr(gallery.card("T30"))
-    assert "5 por `ttl=0` y 5 por un `NaN`" in repr(gallery.card("T42"))
+    assert gallery.card("T34").found.values["times"] == 1
+    assert gallery.card("T42").found.values == {"zero": 5, "nan": 5, "visits": 10}
     assert "`<starlette.responses.Response object at 0x…>`" in repr(gallery.card("T61"))
 
 

@@ -7,6 +7,7 @@ import inspect
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +22,7 @@ from labkit.services import ports, watchdog
 WORKERS = 2
 REQUESTS = 40
 SCRAPES = 10
+SETTLED = 0.5  # seconds until the last request is counted, wherever
 MOST = 200  # rounds of requests until each worker has had one
 _TOTAL = re.compile(r'^app_requests_total\{[^}]*endpoint="/work"[^}]*\} (\S+)$', re.MULTILINE)
 # Everything is imported once and then forked, as gunicorn's --preload does it: Python starts once and not three times.
@@ -81,8 +83,15 @@ def _totals(environment: Mapping[str, str], instrument: Callable[..., Any]) -> t
                 workers, sent = workers.union(answers), sent + len(answers)
                 if len(workers) == WORKERS:
                     break
-            texts = list(pool.map(lambda _: _ask(port, "/metrics"), range(SCRAPES)))
-    return [sum(map(float, _TOTAL.findall(text))) for text in texts], sent
+            end = time.monotonic() + SETTLED
+            while _total(port) != sent and time.monotonic() < end:  # an answer is counted just after it was sent
+                time.sleep(0.01)
+            return list(pool.map(lambda _: _total(port), range(SCRAPES))), sent
+
+
+def _total(port: int) -> float:
+    """What one scrape says."""
+    return sum(map(float, _TOTAL.findall(_ask(port, "/metrics"))))
 
 
 def _ask(port: int, path: str) -> str:
