@@ -80,7 +80,7 @@ class Alert:
         if not callable(expr) and expr not in _KNOWN:
             raise MonitoringError(say("watch.no_expression", expr=expr, known=", ".join(_KNOWN)))
         if math.isnan(above):
-            raise MonitoringError(say("watch.bad_number", name="above", value=above))
+            raise MonitoringError(say("watch.bad_above", value=above))
         if not 0 <= for_ < math.inf:
             raise MonitoringError(say("watch.bad_for", value=for_))
         self.name, self.above, self.for_ = name, float(above), float(for_)
