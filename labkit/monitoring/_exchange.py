@@ -32,6 +32,7 @@ SLOW = 0.005  # seconds from which on it is worth while to ask a server whether 
 SHARE, LONGEST = 0.01, 0.002  # which may take this part of what the request took, and no longer than so many seconds
 
 _OURS = frozenset((b"x-request-id", b"x-response-time"))
+_FILES = frozenset(("http.response.pathsend", "http.response.zerocopysend"))  # the server reads them itself
 _BODY = frozenset((b"content-length", b"transfer-encoding"))
 _TELLING = frozenset((b"x-request-id", b"authorization", b"cookie"))
 _session = re.compile(rb"(?:^|;) *((?:[\w.-]*session[\w.-]*|[\w.-]*\bsid)=[^;]+)", re.IGNORECASE).search
@@ -115,8 +116,8 @@ class Exchange:
             headers.append((b"x-request-id", self.id.encode()))
             headers.append((b"x-response-time", _written(int(seconds * 10_000))))
             message = {**message, "headers": headers}
-        elif kind == "http.response.pathsend":
-            last = True
+        elif kind in _FILES:
+            last = not message.get("more_body")
         try:
             await self._send(message)
         except OSError:  # as servers say that nobody is there any more
@@ -134,7 +135,7 @@ class Exchange:
 
     async def fail(self, error: BaseException) -> None:
         """The application has raised ``error``, which goes on to the server."""
-        if _cancelled(error) or (not self.recorded and self._left()):
+        if self._cancelled(error) or (not self.recorded and self._left()):
             if self.open:
                 self._close(GONE)
             return
@@ -144,15 +145,16 @@ class Exchange:
                 self._close(status)
             return
         self._note(logging.ERROR, self.recorded or 500, error)
-        if not self.status and isinstance(error, Exception):
-            if not isinstance(guard, ServerErrorMiddleware):
-                with suppress(Exception):  # the same error, or that the client has left
-                    await ServerErrorMiddleware(partial(_fail, error))(self.scope, self.receive, self.send)
-            else:
-                self.scope[FAILED] = self
-                _lead_through(guard)
-                if rank == 0:
-                    return  # Starlette answers, and the answer comes by here
+        answered = self.status or not isinstance(error, Exception)
+        if isinstance(guard, ServerErrorMiddleware):
+            # Also if a head went out: a layer outside may have kept it, or make an error of what is none.
+            self.scope[FAILED] = self
+            _lead_through(guard)
+            if rank == 0 and not answered:
+                return  # Starlette answers, and the answer comes by here
+        elif not answered:
+            with suppress(Exception):  # the same error, or that the client has left
+                await ServerErrorMiddleware(partial(_fail, error))(self.scope, self.receive, self.send)
         if self.open:
             self._close(500)
 
@@ -192,6 +194,17 @@ class Exchange:
         with anyio.move_on_after(min(seconds * SHARE, LONGEST)):
             for _ in range(rounds):
                 self.gone = (await self._receive())["type"] == "http.disconnect"
+
+    def _cancelled(self, error: BaseException) -> bool:
+        """Whether somebody has stopped the request."""
+        if isinstance(error, BaseExceptionGroup):
+            return all(map(self._cancelled, error.exceptions))
+        if not isinstance(error, asyncio.CancelledError):
+            return isinstance(error, GeneratorExit)
+        # Who awaits a task that was cancelled gets the same error. With it an answer hardly ever breaks off in the
+        # middle, and there the count cannot be trusted: anyio's scopes may take it back on the way.
+        task = asyncio.current_task()
+        return task is None or task.cancelling() > 0 or bool(self.status)
 
     def _rank(self) -> int | None:
         """How many other layers, which might answer in their own way, stand between ours and Starlette's last one."""
@@ -233,16 +246,6 @@ class Exchange:
         method, path, seconds = self.scope["method"], quote(self.scope["path"]), perf_counter() - self.begun
         extra = {"method": method, "path": path, "status": status, "seconds": round(seconds, 6)}
         _log.log(level, "%s %s %d", method, path, status, exc_info=error, extra=extra)
-
-
-def _cancelled(error: BaseException) -> bool:
-    """Whether somebody has stopped the request; who awaits a task that was cancelled only gets to know of it."""
-    if isinstance(error, BaseExceptionGroup):
-        return all(map(_cancelled, error.exceptions))
-    if isinstance(error, asyncio.CancelledError):
-        task = asyncio.current_task()
-        return task is None or task.cancelling() > 0
-    return isinstance(error, GeneratorExit)
 
 
 @lru_cache(1024)

@@ -84,7 +84,7 @@ class MetricsMiddleware:
             raise
         finally:
             scope.pop(MARK, None)
-            try:
+            try:  # noqa: SIM105 - suppress() takes each request 0.3 us
                 request_id.reset(token)
             except ValueError:  # thrown away, and closed in another context, where it was never set
                 pass

@@ -1,0 +1,646 @@
+"""The layer that measures requests: when it records, with which status, what it adds, and what it leaves alone."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+import uvicorn
+from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException, Request, WebSocket
+from fastapi.testclient import TestClient
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Mount, Route
+
+from labkit.errors import MonitoringError
+from labkit.monitoring import Metrics, MetricsMiddleware, _exchange
+from labkit.monitoring.ids import request_id
+from tests.measured import Answer, ask, asked, counted, run, series, statuses, total
+
+
+class Boom(Exception):
+    """What the applications under test raise."""
+
+
+class Clock:
+    """Time that passes when the test says so."""
+
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(_exchange, "perf_counter", made)
+    return made
+
+
+def measured(**options: Any) -> tuple[FastAPI, Metrics]:
+    metrics = Metrics()
+    app = FastAPI(openapi_url=None, **options)
+    app.add_middleware(MetricsMiddleware, metrics=metrics)
+    return app, metrics
+
+
+def only(metrics: Metrics) -> tuple[str, str, int]:
+    """The one request that was counted; nothing is under way any more."""
+    found = counted(metrics)
+    assert sum(found.values()) == 1, found
+    assert total(metrics, "app_requests_in_progress") == 0
+    assert total(metrics, "app_request_duration_seconds_count") == 1
+    return next(iter(found))
+
+
+# What is recorded, and when
+
+
+def test_a_request_is_counted_timed_and_weighed() -> None:
+    app, metrics = measured()
+    app.post("/users/{n}", status_code=201)(lambda n: "x" * 98)
+    answer = asked(app, "/users/7", "POST")
+    assert (answer.status, len(answer.body)) == (201, 100)
+    assert only(metrics) == ("POST", "/users/{n}", 201)
+    assert total(metrics, "app_response_bytes_total", endpoint="/users/{n}") == 100
+    assert float(answer.header("x-response-time")) <= total(metrics, "app_request_duration_seconds_sum") < 5
+    assert total(metrics, "app_active_users") == 1
+
+
+def test_the_course_s_middleware_face_works() -> None:
+    """``request.state.request_id`` and the two headers, on an application of Starlette alone as well."""
+
+    async def endpoint(request: Request) -> PlainTextResponse:
+        return PlainTextResponse(request.state.request_id, headers={"X-Request-ID": "own", "x-response-time": "own"})
+
+    metrics = Metrics()
+    app = Starlette(routes=[Route("/", endpoint)], middleware=[Middleware(MetricsMiddleware, metrics=metrics)])
+    answer = asked(app)
+    assert answer.header("x-request-id") == answer.body.decode()
+    assert float(answer.header("x-response-time")) >= 0
+
+
+def test_the_duration_lasts_to_the_last_byte_and_background_tasks_come_after_it(clock: Clock) -> None:
+    app, metrics = measured()
+    ended = []
+
+    async def later() -> None:
+        clock.now += 1_000
+        ended.append(total(metrics, "app_request_duration_seconds_count"))
+
+    @app.get("/")
+    async def stream(tasks: BackgroundTasks) -> StreamingResponse:
+        tasks.add_task(later)
+        clock.now += 1
+
+        async def parts() -> AsyncIterator[bytes]:
+            for _ in range(4):
+                clock.now += 2
+                yield b"part"
+
+        return StreamingResponse(parts(), background=tasks)
+
+    async def slow(message: dict[str, Any]) -> None:
+        clock.now += 0.25  # the client takes its time
+
+    answer = run(lambda: ask(app, each=slow, clock=clock))
+    assert answer.header("x-response-time") == "1.0000"  # until the head was ready
+    assert total(metrics, "app_request_duration_seconds_sum") == 1 + 4 * 2 + 6 * 0.25 == answer.at[-1] + 0.25 - 100
+    assert ended == [1]
+    assert clock.now > 1_100
+
+
+def test_a_stream_is_handed_on_part_by_part_as_it_comes() -> None:
+    app, _ = measured()
+    events: list[str] = []
+
+    @app.get("/")
+    async def stream() -> StreamingResponse:
+        async def parts() -> AsyncIterator[bytes]:
+            for part in (b"a", b"b", b"c"):
+                events.append(f"made {part.decode()}")
+                yield part
+
+        return StreamingResponse(parts())
+
+    async def note(message: dict[str, Any]) -> None:
+        if message.get("body"):
+            events.append(f"sent {message['body'].decode()}")
+
+    run(lambda: ask(app, each=note))
+    assert events == ["made a", "sent a", "made b", "sent b", "made c", "sent c"]
+
+
+def test_other_messages_pass_as_they_are() -> None:
+    own = [
+        {"type": "http.response.debug", "info": {"x": 1}},
+        {"type": "http.response.start", "status": 200, "headers": ((b"a", b"b"),), "trailers": True},
+        {"type": "http.response.pathsend", "path": "/somewhere"},
+    ]
+    copies = [dict(each) for each in own]
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        for each in own:
+            await send(each)
+
+    metrics = Metrics()
+    answer = asked(MetricsMiddleware(app, metrics=metrics))
+    assert own == copies  # nothing was written into them
+    assert [answer.messages[0], answer.messages[2]] == [own[0], own[2]]
+    assert answer.messages[1]["trailers"] is True and answer.messages[1]["headers"][0] == (b"a", b"b")
+    assert only(metrics) == ("GET", "unmatched", 200)
+
+
+def test_in_progress_counts_what_is_not_answered_yet() -> None:
+    app, metrics = measured()
+    go = asyncio.Event()
+
+    @app.get("/")
+    async def waits() -> None:
+        await go.wait()
+
+    async def work() -> list[float]:
+        tasks = [asyncio.create_task(ask(app)) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        during = total(metrics, "app_requests_in_progress")
+        go.set()
+        await asyncio.gather(*tasks)
+        return [during, total(metrics, "app_requests_in_progress")]
+
+    assert run(work) == [3, 0]
+
+
+# Failures
+
+
+def failing(after: int) -> Callable[[], Any]:
+    """An endpoint that breaks off after so many parts; 0 is before the head."""
+
+    async def endpoint() -> Any:
+        if not after:
+            raise Boom("secret")
+
+        async def parts() -> AsyncIterator[bytes]:
+            for _ in range(after):
+                yield b"part"
+            raise Boom("secret")
+
+        return StreamingResponse(parts())
+
+    return endpoint
+
+
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_who_breaks_off_is_a_500_also_in_the_middle(after: int) -> None:
+    app, metrics = measured()
+    app.get("/")(failing(after))
+    answer = asked(app)
+    assert (answer.status, answer.whole) == (200 if after else 500, not after)
+    assert only(metrics) == ("GET", "/", 500)
+    assert answer.header("x-request-id") and answer.header("x-response-time")
+    assert isinstance(answer.error, Boom | ExceptionGroup)  # it reaches the server as before
+
+
+def plain(app: FastAPI, metrics: Metrics) -> Any:
+    app.add_middleware(MetricsMiddleware, metrics=metrics)
+    return app
+
+
+def below(app: FastAPI, metrics: Metrics) -> Any:
+    """Other layers further inside."""
+    for layer in (GZipMiddleware, BaseHTTPMiddleware):
+        app.add_middleware(layer, **({"dispatch": passes} if layer is BaseHTTPMiddleware else {}))
+    app.add_middleware(CORSMiddleware, allow_origins=["*"])
+    return plain(app, metrics)
+
+
+def above(app: FastAPI, metrics: Metrics) -> Any:
+    """Other layers further outside."""
+    plain(app, metrics)
+    app.add_middleware(GZipMiddleware, minimum_size=1)
+    app.add_middleware(BaseHTTPMiddleware, dispatch=passes)
+    app.add_middleware(CORSMiddleware, allow_origins=["*"])
+    return app
+
+
+def around(app: FastAPI, metrics: Metrics) -> Any:
+    return MetricsMiddleware(app, metrics=metrics)
+
+
+def twice(app: FastAPI, metrics: Metrics) -> Any:
+    return MetricsMiddleware(plain(plain(app, metrics), metrics), metrics=metrics)
+
+
+async def passes(request: Request, call_next: Any) -> Any:
+    return await call_next(request)
+
+
+ARRANGEMENTS = [plain, below, above, around, twice]
+
+
+@pytest.mark.parametrize("arrange", ARRANGEMENTS)
+@pytest.mark.parametrize("debug", [False, True])
+@pytest.mark.parametrize("handler", ["none", "async", "sync", "500"])
+def test_every_500_carries_its_id_and_the_error_reaches_the_server(
+    arrange: Callable[..., Any], debug: bool, handler: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    metrics, app, handled = Metrics(), FastAPI(debug=debug, openapi_url=None), []
+    app.get("/")(failing(0))
+
+    async def asynchronous(request: Request, error: Exception) -> Response:
+        return synchronous(request, error)
+
+    def synchronous(request: Request, error: Exception) -> Response:
+        handled.append((request.state.request_id, request_id.get(), type(error)))
+        return JSONResponse({"handled": True}, 503 if handler == "sync" else 500)
+
+    if handler != "none":
+        key = 500 if handler == "500" else Exception
+        app.add_exception_handler(key, synchronous if handler == "sync" else asynchronous)
+    entry = arrange(app, metrics)
+    for number in range(2):  # the second time Starlette's stack is built and led through
+        handled.clear()
+        answer = asked(entry, headers=[(b"x-request-id", b"mine"), (b"accept", b"text/html")])
+        assert type(answer.error) is Boom
+        own = handler != "none" and not debug
+        assert answer.status == (503 if own and handler == "sync" else 500)
+        assert answer.header("x-request-id") == "mine" and float(answer.header("x-response-time")) >= 0
+        assert handled == ([("mine", "mine", Boom)] if own else [])  # once, and it knows the id
+        assert answer.body == b'{"handled":true}' if own else (b"Boom" in answer.body) is debug
+        seen = 500 if arrange is above else answer.status  # layers outside of ours might still have answered otherwise
+        assert statuses(metrics) == {seen: number + 1}
+        assert arrange is above or total(metrics, "app_response_bytes_total") == (number + 1) * len(answer.body)
+    assert total(metrics, "app_requests_in_progress") == 0
+    errors = [record for record in caplog.records if record.name == "labkit.http" and record.levelno == logging.ERROR]
+    assert len(errors) == 2 and all(record.exc_info and record.exc_info[0] is Boom for record in errors)
+
+
+@pytest.mark.parametrize("arrange", ARRANGEMENTS)
+def test_answers_to_known_errors_are_answers(arrange: Callable[..., Any]) -> None:
+    metrics, app = Metrics(), FastAPI(openapi_url=None)
+
+    class Known(Exception):
+        pass
+
+    app.add_exception_handler(Known, lambda request, error: PlainTextResponse("known", 418))
+
+    @app.get("/{kind}")
+    async def raises(kind: str, n: int = 0) -> None:
+        raise Known if kind == "known" else HTTPException(403, "no")
+
+    entry = arrange(app, metrics)
+    for path, query, status in (("/http", b"", 403), ("/known", b"", 418), ("/http", b"n=x", 422), ("/a/b", b"", 404)):
+        answer = asked(entry, path, query_string=query)
+        assert (answer.status, answer.error) == (status, None)
+        assert answer.header("x-request-id") and answer.header("x-response-time")
+    assert statuses(metrics) == {403: 1, 418: 1, 422: 1, 404: 1}
+
+
+def test_a_layer_outside_that_answers_errors_itself_goes_on_doing_so() -> None:
+    app, metrics = measured()
+    app.get("/")(failing(0))
+
+    @app.middleware("http")
+    async def catches(request: Request, call_next: Any) -> Any:
+        try:
+            return await call_next(request)
+        except Boom:
+            return PlainTextResponse("caught", 503)
+
+    answer = asked(app)
+    assert (answer.status, answer.body, answer.error) == (503, b"caught", None)
+    assert only(metrics) == ("GET", "/", 500)  # what came to us
+
+
+def test_a_layer_inside_that_fails_is_a_500() -> None:
+    metrics, app = Metrics(), FastAPI(openapi_url=None)
+    app.get("/")(lambda: 1)
+
+    @app.middleware("http")
+    async def fails(request: Request, call_next: Any) -> Any:
+        await call_next(request)
+        raise HTTPException(401)  # of no use here: nobody turns it into an answer
+
+    answer = asked(plain(app, metrics))
+    assert answer.status == 500 and answer.header("x-request-id")
+    assert statuses(metrics) == {500: 1}
+
+
+def test_a_handler_that_fails_itself_is_a_500_too() -> None:
+    app, metrics = measured()
+    app.get("/")(failing(0))
+
+    @app.exception_handler(Exception)
+    async def fails(request: Request, error: Exception) -> Response:
+        raise ValueError("also")
+
+    assert isinstance(asked(app).error, ValueError)
+    assert only(metrics) == ("GET", "/", 500)
+    assert request_id.get() == ""
+
+
+def test_what_no_framework_answers_is_answered_as_starlette_would() -> None:
+    async def fails(scope: Any, receive: Any, send: Any) -> None:
+        raise Boom
+
+    metrics = Metrics()
+    answer = asked(MetricsMiddleware(fails, metrics=metrics))
+    assert (answer.status, answer.body, type(answer.error)) == (500, b"Internal Server Error", Boom)
+    assert answer.header("x-request-id")
+    assert only(metrics) == ("GET", "unmatched", 500)
+
+
+def test_who_never_answers_is_a_500_that_the_server_sends() -> None:
+    async def silent(scope: Any, receive: Any, send: Any) -> None:
+        pass
+
+    async def half(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"half", "more_body": True})
+
+    for app in (silent, half):
+        metrics = Metrics()
+        asked(MetricsMiddleware(app, metrics=metrics))
+        assert only(metrics) == ("GET", "unmatched", 500)
+
+
+@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
+def test_what_ends_the_process_is_a_500(error: type[BaseException]) -> None:
+    async def ends(scope: Any, receive: Any, send: Any) -> None:
+        raise error
+
+    metrics = Metrics()
+    with pytest.raises(error):
+        raise asked(MetricsMiddleware(ends, metrics=metrics)).error or AssertionError
+    assert only(metrics) == ("GET", "unmatched", 500)
+
+
+def test_exception_groups_count_as_what_they_hold() -> None:
+    app, metrics = measured()
+
+    @app.get("/failed")
+    async def failed() -> None:
+        async with anyio.create_task_group() as group:
+            group.start_soon(anyio.sleep, 5)
+            raise Boom
+
+    @app.get("/limit")
+    async def limit() -> str:
+        with anyio.move_on_after(0):
+            await anyio.sleep(5)
+        return "in time"
+
+    @app.get("/awaits")
+    async def awaits() -> None:
+        task = asyncio.create_task(asyncio.sleep(5))
+        asyncio.get_running_loop().call_soon(task.cancel)
+        await task  # a CancelledError, but nobody has cancelled this request
+
+    assert asked(app, "/failed").status == 500
+    assert asked(app, "/limit").status == 200
+    assert isinstance(asked(app, "/awaits").error, asyncio.CancelledError)
+    assert counted(metrics) == {("GET", "/failed", 500): 1, ("GET", "/limit", 200): 1, ("GET", "/awaits", 500): 1}
+
+
+@pytest.mark.parametrize(("reads", "length", "status"), [(True, True, 413), (True, False, 413), (False, True, 413)])
+def test_a_body_that_is_too_large_is_a_413(reads: bool, length: bool, status: int) -> None:
+    """Starlette's limiter stands outside of every layer, and may answer without telling us."""
+    app, metrics = measured(max_body_size=10)
+
+    @app.post("/")
+    async def endpoint(request: Request) -> int:
+        return len(await request.body()) if reads else 0
+
+    headers = [(b"content-length", b"20") if length else (b"transfer-encoding", b"chunked")]
+    answer = asked(app, "/", "POST", body=[b"x" * 5, b"x" * 15], headers=headers)
+    assert (answer.status, answer.error) == (status, None)
+    assert only(metrics) == ("POST", "/", status)
+
+
+# Clients that leave
+
+
+@pytest.mark.parametrize("arrange", ARRANGEMENTS)
+def test_a_request_that_is_cancelled_is_a_499(arrange: Callable[..., Any]) -> None:
+    metrics, app = Metrics(), FastAPI(openapi_url=None)
+
+    @app.get("/plain")
+    async def slow() -> None:
+        await asyncio.sleep(60)
+
+    @app.get("/stream")
+    async def stream() -> StreamingResponse:
+        async def parts() -> AsyncIterator[bytes]:
+            yield b"part"
+            await asyncio.sleep(60)
+
+        return StreamingResponse(parts())
+
+    entry = arrange(app, metrics)
+
+    async def by_task(path: str) -> None:
+        task = asyncio.create_task(ask(entry, path))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):  # Starlette's groups may swallow it in the middle of a stream
+            await task
+
+    async def by_scope(path: str) -> None:
+        with anyio.move_on_after(0.05):
+            await ask(entry, path)
+        async with anyio.create_task_group() as group:
+            group.start_soon(ask, entry, path)
+            await anyio.sleep(0.05)
+            group.cancel_scope.cancel()
+
+    for path in ("/plain", "/stream"):
+        run(lambda path=path: by_task(path))
+        run(lambda path=path: by_scope(path))
+    assert statuses(metrics) == {499: 6}
+    assert total(metrics, "app_requests_in_progress") == 0
+    assert request_id.get() == ""
+
+
+def test_who_is_cancelled_after_the_last_byte_was_served() -> None:
+    app, metrics = measured()
+
+    @app.get("/")
+    async def endpoint(tasks: BackgroundTasks) -> str:
+        tasks.add_task(asyncio.sleep, 60)
+        return "served"
+
+    async def work() -> None:
+        task = asyncio.create_task(ask(app))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    run(work)
+    assert only(metrics) == ("GET", "/", 200)
+
+
+@pytest.mark.parametrize("arrange", [plain, below, around])
+def test_a_client_that_leaves_before_the_answer_is_a_499(arrange: Callable[..., Any]) -> None:
+    """By ``http.disconnect``, whoever looks for it: the application, Starlette's stream, or nobody at all."""
+    metrics, app = Metrics(), FastAPI(openapi_url=None)
+
+    @app.get("/plain")
+    async def slow() -> str:
+        await asyncio.sleep(0.05)
+        return "for nobody"
+
+    @app.get("/sync")
+    def in_thread() -> str:
+        time.sleep(0.05)
+        return "for nobody"
+
+    @app.get("/asks")
+    async def asks(request: Request) -> str:
+        while not await request.is_disconnected():
+            await asyncio.sleep(0.005)
+        return "for nobody"
+
+    @app.post("/body")
+    async def body(request: Request) -> int:
+        return len(await request.body())
+
+    @app.get("/stream")
+    async def stream() -> StreamingResponse:
+        async def parts() -> AsyncIterator[bytes]:
+            while True:
+                yield b"part"
+                await asyncio.sleep(0.005)
+
+        return StreamingResponse(parts())
+
+    entry = arrange(app, metrics)
+
+    async def work(method: str, path: str) -> None:
+        leave = asyncio.Event()
+        asyncio.get_running_loop().call_later(0.02, leave.set)
+        await ask(entry, path, method, leave=leave, body=[b"1", b"2"][: 1 + (path == "/body")])
+
+    paths = [
+        "/plain",
+        "/sync",
+        "/stream",
+        *([] if arrange is below else ["/asks"]),
+    ]  # which waits for ever there, ours or not
+    for path in paths:
+        run(lambda path=path: work("GET", path))
+    assert statuses(metrics) == {499: len(paths)}
+
+    async def breaks_off() -> None:
+        leave = asyncio.Event()
+        leave.set()
+        await ask(entry, "/body", "POST", leave=leave)
+
+    run(breaks_off)
+    assert statuses(metrics) == {499: len(paths) + 1}
+    assert total(metrics, "app_requests_in_progress") == 0
+
+
+@pytest.mark.parametrize("error", [OSError, ConnectionResetError, BrokenPipeError])
+@pytest.mark.parametrize("after", [0, 1, 3])
+@pytest.mark.parametrize("spec", ["2.3", "2.4"])
+def test_a_server_that_cannot_send_any_more_is_a_499(error: type[OSError], after: int, spec: str) -> None:
+    app, metrics = measured()
+
+    @app.get("/")
+    async def stream() -> StreamingResponse:
+        async def parts() -> AsyncIterator[bytes]:
+            for _ in range(5):
+                yield b"part"
+
+        return StreamingResponse(parts())
+
+    def broken(answer: Answer) -> OSError | None:
+        return error("gone") if len(answer.messages) >= after else None
+
+    answer = asked(app, broken=broken, asgi={"version": "3.0", "spec_version": spec})
+    assert only(metrics) == ("GET", "/", 499)
+    assert isinstance(answer.error, OSError if spec == "2.3" else ClientDisconnect)
+
+
+def test_an_endpoint_s_own_oserror_is_a_500() -> None:
+    app, metrics = measured()
+
+    @app.get("/")
+    async def endpoint() -> str:
+        return open("/nowhere/at/all").read()
+
+    assert asked(app).status == 500
+    assert only(metrics) == ("GET", "/", 500)
+
+
+def test_looking_for_the_client_takes_no_message_away() -> None:
+    """The look comes when the head is sent; who reads the body only then still gets all of it."""
+
+    async def late(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(0.02)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        more, body = True, []
+        while more:
+            message = await receive()
+            body.append(message["body"])
+            more = message["more_body"]
+        await send({"type": "http.response.body", "body": b",".join(body)})
+
+    async def twice(scope: Any, receive: Any, send: Any) -> None:
+        """Reads a part, looks away, reads the rest."""
+        first = await receive()
+        await asyncio.sleep(0.02)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        rest = [await receive() for _ in range(2)]
+        await send({"type": "http.response.body", "body": b",".join(each["body"] for each in (first, *rest))})
+
+    length = [(b"content-length", b"3")]
+    chunked = [(b"transfer-encoding", b"chunked")]
+    for headers in (length, chunked):
+        for app in (late, twice):
+            for wrap in (lambda app: app, lambda app: BaseHTTPMiddleware(app, dispatch=passes)):
+                metrics = Metrics()
+                entry = wrap(MetricsMiddleware(app, metrics=metrics))
+                assert asked(entry, "/", "POST", headers=headers, body=[b"1", b"2", b"3"]).body == b"1,2,3"
+                assert statuses(metrics) == {200: 1}
+    metrics = Metrics()
+    for wrap in (lambda app: app, lambda app: BaseHTTPMiddleware(app, dispatch=passes)):
+        assert (
+            asked(wrap(MetricsMiddleware(late, metrics=metrics))).body == b""
+        )  # a request without a body has one message
+    assert statuses(metrics) == {200: 2}
+
+
+def test_a_receive_that_always_has_something_to_say_does_not_hold_up_the_answer() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(0.01)
+        await PlainTextResponse("x")(scope, receive, send)
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request"}
+
+    metrics, sent = Metrics(), []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    from tests.measured import scope_of
+
+    run(lambda: asyncio.wait_for(MetricsMiddleware(app, metrics=metrics)(scope_of(), receive, send), 5))
+    assert only(metrics) == ("GET", "unmatched", 200) and len(sent) == 2
