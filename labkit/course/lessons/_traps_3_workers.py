@@ -23,7 +23,7 @@ WORKERS = 2
 REQUESTS = 40
 SCRAPES = 10
 SETTLED = 0.5  # seconds until the last request is counted, wherever
-MOST = 200  # rounds of requests until each worker has had one
+PATIENCE = 10.0  # seconds until each worker has had a request
 _TOTAL = re.compile(r'^app_requests_total\{[^}]*endpoint="/work"[^}]*\} (\S+)$', re.MULTILINE)
 # Everything is imported once and then forked, as gunicorn's --preload does it: Python starts once and not three times.
 _LABKIT = "from labkit.monitoring import Metrics, MetricsMiddleware"
@@ -78,11 +78,10 @@ def _totals(environment: Mapping[str, str], instrument: Callable[..., Any]) -> t
             except ServiceError:
                 raise Verdict("error", "course.raised", type="uvicorn", code=server.last_line()) from None
             sent, workers = 1, set[str]()
-            for _ in range(MOST):
+            end = time.monotonic() + PATIENCE
+            while len(workers) < WORKERS and time.monotonic() < end:
                 answers = list(filter(None, pool.map(lambda _: _ask(port, "/work"), range(REQUESTS))))
                 workers, sent = workers.union(answers), sent + len(answers)
-                if len(workers) == WORKERS:
-                    break
             end = time.monotonic() + SETTLED
             while _total(port) != sent and time.monotonic() < end:  # an answer is counted just after it was sent
                 time.sleep(0.01)
@@ -95,11 +94,12 @@ def _total(port: int) -> float:
 
 
 def _ask(port: int, path: str) -> str:
-    """The answer, by a connection of its own; empty while nobody listens."""
+    """The answer, by a connection of its own; empty if there is none, or an error."""
     connection = http.client.HTTPConnection(ports.HOST, port, timeout=10)
     try:
         connection.request("GET", path)
-        return connection.getresponse().read().decode()
+        answer = connection.getresponse()
+        return answer.read().decode() if answer.status == 200 else ""
     except ConnectionError:
         return ""
     finally:
