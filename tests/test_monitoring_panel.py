@@ -114,7 +114,7 @@ def test_words(watched: Watched) -> None:
     watched.second(good=2_000)
     set_language("en")
     assert repr(watched.panel) == "2,000 requests: 0.0 % failed · p95 4.75 ms"
-    assert "Looks: 2. Each rate covers the last 3 s." in watched.panel._repr_html_()
+    assert "Looks: 2. Each point sums up the last 3 s." in watched.panel._repr_html_()
 
 
 def test_alerts_are_looked_at_too() -> None:
