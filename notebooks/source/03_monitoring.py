@@ -581,9 +581,8 @@ display(lesson.keep("alert", alert).plot(), lesson.check("3.7", error_alert))
 # El reporte se escribe con lo que mediste, y tu código va al lado. Faltan tus observaciones: qué viste en el panel
 # durante la caída, qué métrica te la mostró primero y qué alerta agregarías.
 #
-# **Más allá**, fuera de los 60 minutos: `lab.system()` muestra lo que enseñaría `htop`, con los servidores que
-# arrancó este cuaderno; `lab.switchboard()` da botones para romper cada parte mientras corre un panel; y
-# `08_trap_gallery` tiene más trampas.
+# **Más allá**, fuera de los 60 minutos: `lab.system()` muestra lo que enseñaría `htop`; `lab.switchboard()` da botones
+# para romper cada parte mientras corre un panel; `08_trap_gallery` tiene más trampas.
 
 # %% name="report" tags=["reflect"]
 lesson.keep("metrics", inventory(metrics))

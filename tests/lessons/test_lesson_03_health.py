@@ -9,7 +9,7 @@ import pytest
 
 from labkit import Lab
 from labkit.blog import create_app
-from labkit.course.lessons._monitor_demo import Scenario, Scenarios, scenarios
+from labkit.course.lessons._monitor_faults import Scenario, Scenarios, scenarios
 from tests.lessons.judging import Notebook
 from tests.lessons.test_lesson_03 import NAMES, SETUP, Swaps, judge
 
@@ -30,9 +30,9 @@ def notebook() -> Iterator[Notebook]:
 @pytest.fixture
 def no_faults(monkeypatch: pytest.MonkeyPatch) -> None:
     """For answers that are told apart before the first fault."""
-    monkeypatch.setattr("labkit.course.lessons._monitor_health._live", lambda *words: None)
-    monkeypatch.setattr("labkit.course.lessons._monitor_demo.FAULTS", ("",))
-    monkeypatch.setattr("labkit.course.lessons._monitor_health.HELD", 1.4)
+    monkeypatch.setattr("labkit.course.lessons._monitor_part._live", lambda *words: None)
+    monkeypatch.setattr("labkit.course.lessons._monitor_faults.FAULTS", ("",))
+    monkeypatch.setattr("labkit.course.lessons._monitor_part.HELD", 1.4)
 
 
 def with_solution(notebook: Notebook, id: str, swaps: Swaps, role: str = "solution") -> str:

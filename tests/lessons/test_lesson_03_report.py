@@ -19,7 +19,9 @@ from labkit.course import rubric
 from labkit.course.deliverables import module, requirements
 from labkit.course.evidence import Evidence
 from labkit.course.exercises import outline
-from labkit.course.lessons import _monitor_demo as demo
+from labkit.course.lessons._monitor_buckets import buckets
+from labkit.course.lessons._monitor_counted import hang_up, inventory, statuses
+from labkit.course.lessons._monitor_faults import Scenario, Scenarios, leaks, storm
 from labkit.course.lessons.lesson_03 import report_sections
 from labkit.course.markers import Role
 from labkit.monitoring import Metrics, MetricsMiddleware, Snapshot
@@ -31,7 +33,7 @@ LESSON = "03_monitoring"
 def test_the_inventory_counts_series_and_what_is_fed() -> None:
     metrics = Metrics(CollectorRegistry())
     metrics.track_request("GET", "/users/{user_id}", 200, 0.01)
-    found = demo.inventory(metrics)
+    found = inventory(metrics)
     rows = {row["metric"]: row for row in found.df.to_dict("records")}
     assert rows["app_requests_total"]["total"] == rows["app_request_duration_seconds"]["total"] == 1
     assert rows["app_requests_total"]["series"] == 1 and rows["app_database_queries_total"]["series"] == 0
@@ -70,12 +72,12 @@ def test_the_default_buckets_guess_where_the_others_know(lab: Lab) -> None:
     lab.get("/quick")
     before = Snapshot.of(metrics)
     loaded = lab.load("/quick", requests=200, concurrency=1)
-    seen = demo.buckets(before, Snapshot.of(metrics), loaded, "/quick")
+    seen = buckets(before, Snapshot.of(metrics), loaded, "/quick")
     assert seen.per_s == pytest.approx(200 / seen.seconds)
     assert abs(seen.fine - seen.real) <= abs(seen.default - seen.real)
     assert seen.told > 0 and len(seen.df) == 5 and seen.plot().alt
     made = SimpleNamespace(elapsed=(0.0002,) * 100)
-    guess = demo.buckets(before, Snapshot.of(metrics), made, "/quick")  # type: ignore[arg-type]
+    guess = buckets(before, Snapshot.of(metrics), made, "/quick")  # type: ignore[arg-type]
     assert guess.default == pytest.approx(0.00475) and guess.real == pytest.approx(0.0002)
     assert guess.fine == pytest.approx(0.0002, rel=0.1)
 
@@ -83,7 +85,7 @@ def test_the_default_buckets_guess_where_the_others_know(lab: Lab) -> None:
 def test_a_load_before_which_nothing_was_counted_is_no_reason_to_fail(lab: Lab) -> None:
     metrics = Metrics()
     loaded = lab.load("/quick", requests=3)
-    seen = demo.buckets(Snapshot.of(metrics), Snapshot.of(metrics), loaded, "/quick")
+    seen = buckets(Snapshot.of(metrics), Snapshot.of(metrics), loaded, "/quick")
     assert seen.told != seen.told and seen.df.notna().all().all()
 
 
@@ -91,8 +93,8 @@ def test_a_load_before_which_nothing_was_counted_is_no_reason_to_fail(lab: Lab) 
 
 
 def test_clients_that_leave_are_counted_as_gone(lab: Lab) -> None:
-    demo.hang_up(lab, lab.app, "/pieces", times=5, after=3)
-    found = demo.statuses("/pieces", shipped=lab.app.state.metrics, nobody=Metrics())  # type: ignore[attr-defined]
+    hang_up(lab, lab.app, "/pieces", times=5, after=3)
+    found = statuses("/pieces", shipped=lab.app.state.metrics, nobody=Metrics())  # type: ignore[attr-defined]
     assert found.df["499"].tolist() == ["5", "0"]
     assert "/pieces" in repr(found) and "499" in found._repr_html_()
 
@@ -112,15 +114,15 @@ def test_the_outage_begins_and_ends_within_the_load(lab: Lab) -> None:
         now.append("ends")
 
     lab.fault = fault  # type: ignore[method-assign, assignment]
-    demo.storm(lab, "/quick", fault="database_down", begins=0.05, ends=0.1, rate=50, seconds=0.3)
+    storm(lab, "/quick", fault="database_down", begins=0.05, ends=0.1, rate=50, seconds=0.3)
     assert now == ["database_down begins", "ends"]
     now.clear()
-    demo.storm(lab, "/quick", fault="database_down", begins=60, ends=90, requests=1)
+    storm(lab, "/quick", fault="database_down", begins=60, ends=90, requests=1)
     assert now == []
 
 
 def test_what_cannot_be_broken_stays_whole(lab: Lab) -> None:
-    assert demo.storm(lab, "/quick", fault="database_down", begins=0, ends=0.05, rate=50, seconds=0.2).errors == 0
+    assert storm(lab, "/quick", fault="database_down", begins=0, ends=0.05, rate=50, seconds=0.2).errors == 0
 
 
 # --- what leaks
@@ -141,7 +143,7 @@ def test_every_part_of_an_address_is_looked_for(body: str, leaked: list[str]) ->
     from sqlalchemy import make_url
 
     urls = make_url("postgresql+psycopg://anna:s3cret@10.1.2.3:5433/shop"), make_url("sqlite:////data/blog.db")
-    assert demo.leaks(body, *urls) == leaked
+    assert leaks(body, *urls) == leaked
 
 
 # --- the rubric and the report
@@ -192,11 +194,11 @@ def test_the_report_tells_metrics_health_panel_and_alert(tmp_path: Path) -> None
     missing = "\n".join(report_sections(evidence.kept()))
     assert missing.count("Sin medición") == 4
     scenarios = (
-        demo.Scenario("", "healthy", 200, 0.01),
-        demo.Scenario("database_down", "unhealthy", 503, 0.02, ("host",)),
+        Scenario("", "healthy", 200, 0.01),
+        Scenario("database_down", "unhealthy", 503, 0.02, ("host",)),
     )
-    evidence.keep("metrics", demo.inventory(Metrics()))
-    evidence.keep("health", demo.Scenarios(scenarios))
+    evidence.keep("metrics", inventory(Metrics()))
+    evidence.keep("health", Scenarios(scenarios))
     kept = evidence.kept()
     told = "\n".join(report_sections(kept))
     assert "| app_requests_total | counter | 0 | 0 |" in told

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import random
 import re
 import secrets
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from labkit.asgi import Reply
 from labkit.course.checks import Context, Verdict, almost, done
+from labkit.course.lessons._monitor_watch import logged
 from labkit.lab import Lab
 from labkit.monitoring.samples import Snapshot
 
@@ -177,7 +176,7 @@ def check_3_4(ctx: Context, middleware: Callable[..., Any]) -> Verdict:
     recorder = Recorder()
     own = getattr(ctx.lab.app, "exception_handlers", {})
     handlers = {kind: h for kind, h in own.items() if getattr(h, "__module__", "") == "__main__"}
-    with _app(lambda app: app.middleware("http")(middleware), handlers) as lab, _log() as records:
+    with _app(lambda app: app.middleware("http")(middleware), handlers) as lab, logged() as records:
         lab.app.state.metrics = recorder  # type: ignore[attr-defined]
         paths = ["/users/1", "/users/2", "/teapot", "/nobody", "/raises", "/raises"]
         replies = _ask(ctx, lab, paths)
@@ -229,25 +228,3 @@ def _taken(ctx: Context, lab: Lab, text: str) -> bool:
     reply = _ask(ctx, lab, ["/users/1"], {"X-Request-ID": text})[0]
     back = reply.headers.get("x-request-id", "")
     return not back or (back == text or not re.fullmatch(r"[\w.:/+=@-]{1,128}", back))
-
-
-@contextmanager
-def _log() -> Iterator[list[str]]:
-    """Everything that is logged meanwhile, with tracebacks, whoever listens."""
-    make, kept, lock = logging.getLogRecordFactory(), list[str](), threading.Lock()
-    shape = logging.Formatter()
-
-    def note(*words: Any, **more: Any) -> logging.LogRecord:
-        record = make(*words, **more)
-        with lock:
-            text = record.getMessage()
-            if isinstance(record.exc_info, tuple) and record.exc_info[0]:
-                text += "\n" + shape.formatException(record.exc_info)
-            kept.append(text)
-        return record
-
-    logging.setLogRecordFactory(note)
-    try:
-        yield kept
-    finally:
-        logging.setLogRecordFactory(make)

@@ -8,10 +8,13 @@ from labkit.course import report
 from labkit.course.cards import words
 from labkit.course.evidence import Event
 from labkit.course.lessons._monitor_alert import check_3_7
-from labkit.course.lessons._monitor_demo import buckets, hang_up, has_postgres, inventory, scenarios, statuses, storm
-from labkit.course.lessons._monitor_health import check_3_5, check_3_6
+from labkit.course.lessons._monitor_buckets import buckets
+from labkit.course.lessons._monitor_counted import hang_up, inventory, statuses
+from labkit.course.lessons._monitor_faults import has_postgres, scenarios, storm
 from labkit.course.lessons._monitor_metrics import check_3_1, check_3_2
 from labkit.course.lessons._monitor_middleware import check_3_3, check_3_4
+from labkit.course.lessons._monitor_part import check_3_5
+from labkit.course.lessons._monitor_whole import check_3_6
 
 __all__ = [
     "buckets",
