@@ -9,13 +9,14 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import anyio
 import httpx
 import pytest
 import uvicorn
-from fastapi import BackgroundTasks, Depends, FastAPI, HTTPException, Request, WebSocket
+from fastapi import BackgroundTasks, FastAPI, HTTPException, Request, WebSocket
 from fastapi.testclient import TestClient
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -24,12 +25,12 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
-from starlette.routing import Mount, Route
+from starlette.routing import Route
 
 from labkit.errors import MonitoringError
 from labkit.monitoring import Metrics, MetricsMiddleware, _exchange
 from labkit.monitoring.ids import request_id
-from tests.measured import Answer, ask, asked, counted, run, series, statuses, total
+from tests.measured import Answer, ask, asked, counted, run, scope_of, series, statuses, total
 
 
 class Boom(Exception):
@@ -327,6 +328,24 @@ def test_a_layer_outside_that_answers_errors_itself_goes_on_doing_so() -> None:
     assert only(metrics) == ("GET", "/", 500)  # what came to us
 
 
+def test_a_500_carries_its_id_although_a_layer_has_kept_the_head() -> None:
+    """GZip waits with the head for the first part of the body, which never comes."""
+    app, metrics = measured()
+    app.add_middleware(GZipMiddleware)
+
+    @app.get("/")
+    async def stream() -> StreamingResponse:
+        async def parts() -> AsyncIterator[bytes]:
+            raise Boom
+            yield b""
+
+        return StreamingResponse(parts())
+
+    answer = asked(app, headers=[(b"accept-encoding", b"gzip"), (b"x-request-id", b"mine")])
+    assert (answer.status, answer.header("x-request-id")) == (500, "mine")
+    assert only(metrics) == ("GET", "/", 500)
+
+
 def test_a_layer_inside_that_fails_is_a_500() -> None:
     metrics, app = Metrics(), FastAPI(openapi_url=None)
     app.get("/")(lambda: 1)
@@ -583,7 +602,7 @@ def test_an_endpoint_s_own_oserror_is_a_500() -> None:
 
     @app.get("/")
     async def endpoint() -> str:
-        return open("/nowhere/at/all").read()
+        return Path("/nowhere/at/all").read_text()
 
     assert asked(app).status == 500
     assert only(metrics) == ("GET", "/", 500)
@@ -640,7 +659,285 @@ def test_a_receive_that_always_has_something_to_say_does_not_hold_up_the_answer(
     async def send(message: Any) -> None:
         sent.append(message)
 
-    from tests.measured import scope_of
-
     run(lambda: asyncio.wait_for(MetricsMiddleware(app, metrics=metrics)(scope_of(), receive, send), 5))
     assert only(metrics) == ("GET", "unmatched", 200) and len(sent) == 2
+
+
+# Under uvicorn
+
+
+@pytest.fixture
+def served() -> Iterator[tuple[int, Metrics]]:
+    """A port where an application is served, and its metrics."""
+    app, metrics = measured()
+
+    @app.get("/slow")
+    async def slow() -> str:
+        await asyncio.sleep(0.3)
+        return "for nobody"
+
+    @app.get("/sync")
+    def in_thread() -> str:
+        time.sleep(0.3)
+        return "for nobody"
+
+    @app.get("/stream")
+    async def stream() -> StreamingResponse:
+        async def parts() -> AsyncIterator[bytes]:
+            for _ in range(200):
+                yield b"part" * 100
+                await asyncio.sleep(0.01)
+
+        return StreamingResponse(parts())
+
+    @app.get("/large")
+    async def large() -> StreamingResponse:  # more than fits into the buffers on the way
+        async def parts() -> AsyncIterator[bytes]:
+            for _ in range(30):
+                yield b"x" * 1_000_000
+
+        return StreamingResponse(parts())
+
+    @app.get("/fast")
+    async def fast() -> str:
+        return "here"
+
+    @app.post("/body")
+    async def body(request: Request) -> int:
+        return len(await request.body())
+
+    @app.get("/fails")
+    async def fails() -> None:
+        raise Boom
+
+    config = uvicorn.Config(app, port=0, log_level="critical", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
+    listening = config.bind_socket()
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    try:
+        while not server.started:
+            time.sleep(0.01)
+        yield listening.getsockname()[1], metrics
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def hang_up(port: int, request: bytes, after: float, read: int = 0) -> None:
+    """Send a request, wait, read as much of the answer, and go."""
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(request)
+        if read:
+            connection.recv(read)
+        time.sleep(after)
+
+
+def eventually(metrics: Metrics, expected: dict[int, int]) -> None:
+    limit = time.monotonic() + 10
+    while statuses(metrics) != expected and time.monotonic() < limit:
+        time.sleep(0.01)
+    assert statuses(metrics) == expected
+    assert total(metrics, "app_requests_in_progress") == 0
+
+
+def get(path: str) -> bytes:
+    return f"GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n".encode()
+
+
+def test_under_uvicorn_who_hangs_up_is_a_499_and_who_stays_is_not(served: tuple[int, Metrics]) -> None:
+    port, metrics = served
+    url = f"http://127.0.0.1:{port}"
+    with httpx.Client(base_url=url) as client:
+        assert client.get("/fast").status_code == 200
+        assert len(client.get("/large").content) == 30_000_000
+        assert client.post("/body", content=b"x" * 100_000).json() == 100_000
+        assert client.post("/body", content=(b"x" * 1_000 for _ in range(30))).json() == 30_000
+        assert client.get("/slow", headers={"connection": "close"}).text == '"for nobody"'
+        failed = client.get("/fails", headers={"x-request-id": "mine"})
+        assert (failed.status_code, failed.headers["x-request-id"]) == (500, "mine")
+    eventually(metrics, {200: 5, 500: 1})
+    for path in ("/slow", "/sync"):
+        hang_up(port, get(path), 0.05)
+    hang_up(port, get("/stream"), 0.05, read=1_000)
+    hang_up(port, get("/large"), 0.05, read=1_000)
+    hang_up(port, b"POST /body HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\n12345", 0.05)
+    eventually(metrics, {200: 5, 500: 1, 499: 5})
+    assert {endpoint for _, endpoint, status in counted(metrics) if status == 499} == {
+        "/slow",
+        "/sync",
+        "/stream",
+        "/large",
+        "/body",
+    }
+
+
+# What it leaves alone
+
+
+def test_websockets_and_the_lifespan_pass() -> None:
+    steps: list[str] = []
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, int]]:
+        steps.append("start")
+        yield {"n": 5}
+        steps.append("end")
+
+    app, metrics = measured(lifespan=lifespan)
+
+    @app.websocket("/ws")
+    async def echo(connection: WebSocket) -> None:
+        await connection.accept()
+        await connection.send_json([await connection.receive_text(), connection.state.n, request_id.get()])
+        await connection.close()
+
+    before = series(metrics)
+    with TestClient(app) as client, client.websocket_connect("/ws") as connection:
+        connection.send_text("hello")
+        assert connection.receive_json() == ["hello", 5, ""]
+        assert not any(key.lower() == b"x-request-id" for key, _ in connection.extra_headers or ())
+    assert steps == ["start", "end"] and not counted(metrics)
+    assert series(metrics) == before
+
+
+def test_excluded_paths_and_what_lies_below_are_not_counted_but_have_their_headers(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    metrics = Metrics()
+    app = FastAPI(openapi_url=None)
+    app.add_middleware(MetricsMiddleware, metrics=metrics, excluded=["/health", "/metrics/"])
+    app.get("/{path:path}")(lambda path: path)
+    caplog.set_level(logging.INFO, "labkit.http")
+    for path in ("/health", "/health/", "/health/live", "/metrics", "/metrics/x"):
+        answer = asked(app, path)
+        assert answer.status == 200 and answer.header("x-request-id") and answer.header("x-response-time")
+    assert not counted(metrics) and not caplog.records
+    assert total(metrics, "app_active_users") == total(metrics, "app_requests_in_progress") == 0
+    for path in ("/healthy", "/", "/x/health"):
+        asked(app, path)
+    assert statuses(metrics) == {200: 3}
+
+
+def test_an_excluded_path_that_fails_carries_its_id_and_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    metrics = Metrics()
+    app = FastAPI(openapi_url=None)
+    app.add_middleware(MetricsMiddleware, metrics=metrics, excluded=["/"])
+    app.get("/health")(failing(0))
+    answer = asked(app, "/health")
+    assert answer.status == 500 and answer.header("x-request-id")
+    assert not counted(metrics) and len(caplog.records) == 1
+
+
+def test_a_path_to_exclude_begins_with_a_slash() -> None:
+    with pytest.raises(MonitoringError, match="'health'"):
+        MetricsMiddleware(FastAPI(), metrics=Metrics(), excluded=["/metrics", "health"])
+    assert MetricsMiddleware(FastAPI(), metrics=Metrics(), excluded="/metrics").excluded == ("/metrics/",)
+
+
+def test_layers_of_the_same_registry_count_once_and_others_for_themselves() -> None:
+    metrics, other = Metrics(), Metrics()
+    again = Metrics(metrics.registry)  # a cell that has run twice
+    app, inner = FastAPI(openapi_url=None), FastAPI(openapi_url=None)
+
+    @inner.get("/{n}")
+    async def endpoint(request: Request) -> list[str]:
+        return [request.state.request_id, request_id.get()]
+
+    inner.get("/fails/now")(failing(0))
+    for each, of in ((inner, metrics), (inner, other), (app, metrics), (app, again)):
+        each.add_middleware(MetricsMiddleware, metrics=of)
+    app.mount("/inner", inner)
+    entry = MetricsMiddleware(app, metrics=again)
+    for path, status in (("/inner/1", 200), ("/inner/fails/now", 500), ("/inner/x/y/z", 404)):
+        answer = asked(entry, path)
+        assert answer.status == status
+        own = answer.header("x-request-id")
+        assert status != 200 or answer.json_body() == [own, own]
+    expected = {("GET", "/inner/{n}", 200): 1, ("GET", "/inner/fails/now", 500): 1, ("GET", "unmatched", 404): 1}
+    assert counted(metrics) == expected
+    assert counted(other) == {  # the inner application's own view of itself
+        (method, endpoint.removeprefix("/inner"), status): 1 for method, endpoint, status in expected
+    }
+
+
+def test_what_the_cache_asks_for_itself_is_nobody_s_request() -> None:
+    app, metrics = measured()
+    app.get("/")(lambda: 1)
+    assert asked(app, **{"labkit.cache": object()}).status == 200
+    assert not counted(metrics)
+
+
+def test_a_scope_may_be_used_again() -> None:
+    app, metrics = measured()
+    app.get("/")(lambda: 1)
+    scope, sent = scope_of(), []
+
+    async def work() -> None:
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request"}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        for _ in range(3):
+            await app(scope, receive, send)
+
+    run(work)
+    assert statuses(metrics) == {200: 3}
+
+
+# Users and logs
+
+
+def test_users_are_told_apart_by_credentials_or_session_or_address() -> None:
+    app, metrics = measured()
+    app.get("/")(lambda: 1)
+    visits: list[tuple[list[tuple[bytes, bytes]], tuple[str, int] | None, int]] = [
+        ([], ("10.0.0.1", 1), 1),
+        ([], ("10.0.0.1", 2), 1),  # another connection
+        ([], ("10.0.0.2", 1), 2),
+        ([(b"authorization", b"Bearer a")], ("10.0.0.2", 1), 3),
+        ([(b"authorization", b"Bearer a"), (b"cookie", b"session=1")], ("10.0.0.3", 1), 3),
+        ([(b"cookie", b"theme=dark; session=xyz; lang=es")], ("10.0.0.2", 1), 4),
+        ([(b"cookie", b"lang=en; session=xyz")], ("10.0.0.9", 1), 4),
+        ([(b"cookie", b"theme=dark")], ("10.0.0.2", 1), 4),  # no session: the address
+        ([], None, 4),  # a Unix socket tells nothing
+    ]
+    for headers, client, users in visits:
+        asked(app, headers=headers, client=client)
+        assert total(metrics, "app_active_users") == users
+    assert b"Bearer" not in repr(vars(metrics._users)).encode() and b"xyz" not in repr(vars(metrics._users)).encode()
+
+
+def test_the_application_may_say_who_a_user_is() -> None:
+    metrics = Metrics()
+    app = FastAPI(openapi_url=None)
+
+    def user(scope: Any) -> Any:
+        name = scope["path_params"].get("name")  # when all is done, routing has left it there
+        if name == "broken":
+            raise Boom
+        return {"nobody": None, "unusable": []}.get(name, name)
+
+    app.add_middleware(MetricsMiddleware, metrics=metrics, user=user)
+    app.get("/{name}")(lambda name: name)
+    for name in ("ana", "luis", "ana", "nobody", "broken", "unusable"):
+        assert asked(app, f"/{name}").status == 200
+    assert total(metrics, "app_active_users") == 2
+    assert statuses(metrics) == {200: 6}
+
+
+def test_a_line_in_the_log_for_each_request_if_anybody_wants_it(caplog: pytest.LogCaptureFixture) -> None:
+    app, metrics = measured()
+    app.get("/{n}")(lambda n: n)
+    asked(app, "/1")
+    assert not caplog.records
+    caplog.set_level(logging.INFO, "labkit.http")
+    asked(app, "/a\r\nGET forged 200", "POST")
+    (record,) = caplog.records
+    assert record.getMessage() == "POST /a%0D%0AGET%20forged%20200 405"
+    fields = vars(record)
+    assert (fields["method"], fields["status"], fields["path"]) == ("POST", 405, "/a%0D%0AGET%20forged%20200")
+    assert 0 <= fields["seconds"] < 5
+    assert statuses(metrics) == {200: 1, 405: 1}
