@@ -10,16 +10,19 @@
 # **60 minutos.** Tu aplicación responde, pero no sabe nada de sí misma. Vas a darle métricas, middleware, health
 # checks, un panel y una alerta.
 #
+# Una **métrica** es un número con nombre, como las peticiones atendidas. Prometheus la lee cada pocos segundos y la
+# guarda. Sus **etiquetas** (la ruta, el código) la dividen en **series**.
+#
 # **Objetivos**
 #
 # - Configurar métricas de aplicación
 # - Implementar health checks
 # - Crear dashboard de monitoreo
 # - Configurar alertas básicas
-#
-# **Requisitos:** conocimientos básicos de Prometheus y de métricas de aplicación, y el cuaderno `00_start`.
 
 # %% [markdown] name="criteria"
+# **Requisitos:** el cuaderno `00_start`. El curso pide conocer lo básico de Prometheus; aquí se explica lo necesario.
+#
 # **Criterios de evaluación**
 #
 # - [ ] Configuraste métricas de Prometheus
@@ -50,10 +53,10 @@ lesson
 # %% [markdown] name="predict-text"
 # ## ¿Qué ve una aplicación de sí misma?
 #
-# La misma aplicación, ya monitoreada, recibe 150 peticiones por segundo. El 15 % pide un usuario que no existe (404) y
-# el 5 %, un endpoint que falla (500). El panel muestra **RED**: tasa (*rate*), errores y duración. ¿Qué porcentaje
-# contará como error? ¿Qué p95 dirá, en milisegundos (el tiempo que 95 de cada 100 no superan)? Cambia los números por
-# tu predicción.
+# La aplicación del blog, ya monitoreada, recibe 150 peticiones por segundo. El 15 % pide un usuario que no existe
+# (404) y el 5 %, un endpoint que falla (500). El panel muestra **RED**: tasa (*rate*), errores y duración. ¿Qué
+# porcentaje contará como error? ¿Qué p95 dirá, en milisegundos (el tiempo que 95 de cada 100 no superan)? Cambia los
+# números por tu predicción.
 
 # %% name="predict" tags=["predict"]
 lesson.predict("1", errors=20, p95_ms=100)
@@ -74,15 +77,15 @@ seen = panel.df.iloc[-1]
 lesson.actual("1", errors=100 * seen["errors"], p95_ms=1_000 * seen["p95_s"])
 
 # %% [markdown] name="red-text"
-# **¿De quién es la culpa de un 404, y de quién la de un 500?**
+# **¿Quién tiene que corregir un 404, y quién un 500?**
 #
 # ## Ejercicio 3.1: métricas en su propio registro
 #
 # Dificultad: media · Importancia: alta · **5 minutos**
 #
-# La aplicación de `lab` no tiene nada de eso: lo pones tú. Esta clase declara las seis métricas y funciona una vez. Un
-# segundo colector (otra prueba, la misma celda otra vez) encuentra los nombres ocupados en el registro global:
-# `Duplicated timeseries`. Corrígela: que todo viva en el registro que recibe.
+# La aplicación de `lab` no tiene nada de eso: lo pones tú. Esta clase, el colector, declara las seis métricas y
+# funciona una vez. Un segundo colector (la misma celda otra vez) encuentra los nombres ocupados en el **registro**
+# global, donde viven las métricas: `Duplicated timeseries`. Corrígela: que todo viva en el registro que recibe.
 
 # %% name="imports" tags=["setup"]
 import asyncio
@@ -164,10 +167,10 @@ lesson.check("3.1", MetricsCollector)
 #
 # Dificultad: media · Importancia: alta · **7 minutos**
 #
-# Nadie alimenta tres de las seis: quedan en 0 para siempre. Completa los tres métodos. SQLAlchemy llama a
-# `on_statement` antes de cada consulta; el cache, a `on_cache` con cada uso (`event.kind`: `hit`, `miss`, `stale`... o
-# `breaker`, que no es una lectura); el middleware, a `saw` con quien visita. Activos son los distintos de los últimos
-# 5 minutos, según `self.clock()`. Cada valor nuevo de una etiqueta crea otra serie.
+# Tres de las seis quedan en 0: nadie las alimenta. Completa los tres métodos. SQLAlchemy llama a `on_statement` antes
+# de cada consulta; el cache, a `on_cache` con cada uso (`event.kind`: `hit`, `miss`, `stale`... o `breaker`, que no
+# es una lectura); el middleware, a `saw` con quien visita. Activos son los visitantes distintos de los últimos 5
+# minutos, según `self.clock()`. Cada valor nuevo de una etiqueta crea otra serie.
 
 
 # %% name="live" tags=["exercise"] exercise="3.2" file="monitoring/metrics.py" minutes=7
@@ -236,9 +239,10 @@ display(inventory(metrics), lesson.check("3.2", LiveMetrics))
 #
 # Dificultad: media · Importancia: alta · **5 minutos**
 #
-# Abajo está el middleware del curso. `endpoint_of` da la etiqueta de cada petición: la ruta tal como llegó. Un robot
-# prueba 200 rutas inventadas; mira cuántas series quedan. Corrígela: la plantilla de la ruta (`/users/{user_id}`), que
-# está en `request.scope` cuando la aplicación ya respondió, y un solo nombre para lo que no existe.
+# Abajo está el **middleware**, por donde pasa cada petición. `endpoint_of` da la etiqueta de cada petición: la ruta
+# tal como llegó. Un robot prueba 200 rutas inventadas; mira cuántas series quedan. Corrígela: la plantilla de la ruta
+# (`/users/{user_id}`), que está en `request.scope` cuando la aplicación ya respondió, y un solo nombre para lo que no
+# existe.
 
 
 # %% name="naive-middleware" tags=["setup"]
@@ -285,7 +289,7 @@ display(inventory(metrics), lesson.check("3.3", endpoint_of))
 # Quien llama a soporte cita el `X-Request-ID`. Justo la respuesta que falla (500) no lo lleva, porque la escribe
 # Starlette por fuera de este middleware; y el que traía el cliente se ignora. Corrígelo: responde tú el 500 y deja la
 # excepción en el log; acepta el identificador que llega solo si tiene de 1 a 64 letras, dígitos o `._:-`. Con
-# `ids.request_id.set(...)` lo sabe el log.
+# `ids.request_id.set(...)` llega al log.
 
 
 # %% name="ids" tags=["exercise"] exercise="3.4" file="monitoring/monitoring_middleware.py" minutes=7
@@ -341,7 +345,8 @@ display(found, lesson.check("3.4", monitoring_middleware))
 # ## El cliente que cuelga
 #
 # Veinte clientes piden una descarga y se van tras diez trozos. Tu middleware, como todo `BaseHTTPMiddleware`,
-# anota al salir el encabezado: 200 y casi ningún tiempo. El de `labkit` es ASGI puro: ve cada trozo y anota un 499.
+# anota cuando salen los encabezados: 200 y casi ningún tiempo. El de `labkit` es ASGI puro: recibe los mismos mensajes
+# que el servidor, ve pasar cada trozo y anota 499, «el cliente se fue».
 # **¿Cuál de los dos te avisaría de una descarga tan lenta que nadie la espera?**
 
 
@@ -363,13 +368,14 @@ statuses("/download", monitoring_middleware=metrics, MetricsMiddleware=shipped)
 # %% [markdown] name="buckets-text"
 # ## ¿De dónde sale un p95?
 #
-# Prometheus no guarda cada duración: cuenta cuántas cayeron bajo cada límite (`le`), los **buckets**.
+# Prometheus no guarda cada duración: cuenta cuántas no pasan de cada límite (`le`), los **buckets**. Se le pregunta
+# así:
 #
 # - `rate(x[1m])`: cuánto creció un contador, por segundo
 # - `histogram_quantile(0.95, rate(x_bucket[1m]))`: busca el bucket del 95 % y traza una recta dentro de él
 #
-# El primer bucket por defecto llega a 5 ms. Con respuestas más rápidas, la recta va de 0 a 5 ms y el p95 sale 4,75 ms,
-# tarden lo que tarden. **¿Qué límites pondrías en `MetricsCollector`?**
+# El primer bucket por defecto llega a 5 ms. Con respuestas más rápidas, la recta va de 0 a 5 ms y el p95 sale siempre
+# 4,75 ms. **¿Qué límites pondrías en `MetricsCollector`?**
 
 # %% name="buckets" tags=["measure"]
 lab.get("/health/")
@@ -381,7 +387,7 @@ display(seen.plot(), seen)
 # %% [markdown] name="blocking-text"
 # ## Un endpoint que bloquea
 #
-# `/blocking` es `async` y duerme medio segundo con `time.sleep`. Mientras, llegan 100 peticiones por segundo a
+# `/blocking` es `async` y duerme medio segundo con `time.sleep`. Mientras tanto, llegan 100 peticiones por segundo a
 # `/health/`. ¿Qué p95 tendrán, en milisegundos, si cada una se cuenta desde que debía salir? ¿Y qué p95 dirá tu
 # histograma?
 
@@ -410,9 +416,9 @@ display(waited.plot(), lesson.actual("2", wait_ms=1_000 * waited.percentiles["p9
 #
 # Dificultad: alta · Importancia: alta · **8 minutos**
 #
-# `check_part` hace una pregunta y da el resultado. Tres defectos: el texto suelto `"SELECT 1"` falla siempre; el error
-# le cuenta a cualquiera host, puerto y usuario; si la base de datos calla, espera todo. Corrige: en un
-# hilo, con 0,5 s de límite; afuera una palabra, y la excepción en el log.
+# `check_part` pregunta si una dependencia responde. Tres defectos: el texto suelto `"SELECT 1"` falla siempre; el error
+# muestra a cualquiera host, puerto y usuario; si la base de datos calla, todos esperan. Corrígela: pregunta en un hilo,
+# con 0,5 s de límite; responde con una palabra y deja la excepción en el log.
 
 # %% name="router" tags=["setup"] file="monitoring/health_checks.py"
 router = APIRouter(prefix="/health", tags=["health"])
@@ -484,10 +490,10 @@ lesson.check("3.5", check_part)
 #
 # Dificultad: alta · Importancia: alta · **7 minutos**
 #
-# Dos defectos más. `cpu_percent(interval=1)` detiene a todos un segundo en cada sondeo. Y un `unhealthy` llega con HTTP
-# 200: el balanceador, que solo mira el código, sigue mandando visitas. Corrige: sin esperar, y 503 si está
-# `unhealthy`; `degraded` sigue siendo 200. Abajo se apagan y se congelan de verdad la base de datos y Redis. El disco
-# lleno se simula: lo dice `state.disk_usage`.
+# Dos defectos más. `cpu_percent(interval=1)` detiene a todos un segundo en cada pregunta, o **sondeo**. Y un
+# `unhealthy` llega con HTTP 200: el balanceador, que reparte las visitas y solo mira el código, las sigue mandando.
+# Corrígelo: sin esperar, y 503 si está `unhealthy`; `degraded` sigue siendo 200. Abajo fallan a propósito la base de
+# datos, Redis y el disco; lo que no es de verdad dice «(simulado)».
 
 
 # %% name="whole" tags=["exercise"] exercise="3.6" file="monitoring/health_checks.py" minutes=7
@@ -539,7 +545,7 @@ health = lesson.keep("health", scenarios(lab, "/health/detailed"))
 display(health.plot(), lesson.check("3.6", detailed_health))
 
 # %% [markdown] name="alert-text"
-# **¿Qué barras dejan la aplicación fuera de servicio, y con razón?**
+# **¿En qué situaciones debe el balanceador dejar de mandar visitas?**
 #
 # ## Ejercicio 3.7: una alerta que avisa y se calla
 #
@@ -581,8 +587,8 @@ display(lesson.keep("alert", alert).plot(), lesson.check("3.7", error_alert))
 # El reporte se escribe con lo que mediste, y tu código va al lado. Faltan tus observaciones: qué viste en el panel
 # durante la caída, qué métrica te la mostró primero y qué alerta agregarías.
 #
-# **Más allá**, fuera de los 60 minutos: `lab.system()` muestra lo que enseñaría `htop`; `lab.switchboard()` da botones
-# para romper cada parte mientras corre un panel; `08_trap_gallery` tiene más trampas.
+# **Más allá**, fuera de los 60 minutos: `lab.system()` muestra procesos y memoria, como `htop`; `lab.switchboard()`
+# da botones para romper cada parte mientras corre un panel; `08_trap_gallery` tiene más trampas.
 
 # %% name="report" tags=["reflect"]
 lesson.keep("metrics", inventory(metrics))
