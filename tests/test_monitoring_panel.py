@@ -178,6 +178,9 @@ class TestFigure:
         # The first; rates and times once there are some, three times while the window fills; 10 s and 20 s are over.
         assert len(built) <= 7 and built[-2:] == [12, 22]
         assert len({png for png, _, _ in pictures}) == 30 and pictures[0][0].startswith(PNG)
+        assert Canvas().draw(watched.panel._array(), repr(watched.panel)) == pictures[-1], (
+            "nothing of those before shows"
+        )
         assert len({(width, height) for _, width, height in pictures}) == 1, "nothing below it jumps"
 
 

@@ -281,9 +281,9 @@ def test_quantiles_and_shares(prometheus: Prometheus, raw: Any, moments: list[Mo
         found = history.rates(REQUESTS, ("status",), at=at, endpoint="/orders")
         theirs = {dict(labels)["status"]: values[at] for labels, values in by_status.items() if at in values}
         assert {status: each for (status,), each in found.items()} == pytest.approx(theirs, rel=1e-9, abs=1e-12)
-        # Where no 5xx was ever seen PromQL has no answer, and we say 0.
-        assert same(history.error_rate(at=at), share.get(at)) or (at not in share and history.error_rate(at=at) == 0)
-    assert max(share.values()) > 0.1 and sum(not math.isnan(each) for each in quantiles[0.95].values()) > 20
+        ours = history.error_rate(at=at)  # where no 5xx was seen PromQL has no answer, and we say 0
+        assert same(ours, share.get(at)) or (ours == 0 and at not in share), (at, ours, share.get(at), found)
+    assert max(share.values()) > 0.03 and sum(not math.isnan(each) for each in quantiles[0.95].values()) > 20
 
 
 @pytest.mark.parametrize("q", [-0.1, 0.0, 0.3, 1.0, 1.1, math.nan])

@@ -43,15 +43,13 @@ class Screen:
     def __enter__(self) -> Self:
         if self._display is None:
             return self
-        # It finds labkit where we do. An interrupt of the cell is not meant for it. It ends with its input, so that it
-        # does not outlive us, whatever ends us.
+        # It finds labkit where we do, and ends with its input: it does not outlive us, whatever ends us.
         self._child: Any = subprocess.Popen(
             [sys.executable, "-m", __name__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(folder for folder in sys.path if folder)},
-            start_new_session=True,
         )
         # In the caller's context, by which a notebook knows the cell that the picture belongs to.
         target = copy_context().run

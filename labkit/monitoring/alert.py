@@ -106,7 +106,7 @@ class Alert:
         else:
             if before == "inactive":
                 self._since = at
-            self.state = "firing" if before == "firing" or at - self._since >= self.for_ else "pending"
+            self.state = "firing" if at - self._since >= self.for_ else "pending"
         self._seen.append((at, value, self.state))
         if self.state != before:
             self._tell(Change(at, before, self.state, value))
