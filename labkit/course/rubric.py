@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from labkit._text import number
 from labkit.course.cards import words
@@ -109,7 +109,7 @@ def _monitoring(evidence: Evidence) -> Level | None:
     if not tried:
         return None
     solved = {event["exercise"] for event in evidence.of("check", verdict="done")}
-    done = {part: sum(id in solved for id in ids) for part, ids in MONITORED.items()}
+    done: dict[str, Any] = {part: sum(id in solved for id in ids) for part, ids in MONITORED.items()}
     rows = evidence.kept().get("panel", {}).get("rows", [])
     panel = any((row.get("status_2xx") or 0) > 0 for row in rows)
     whole = [done[part] == len(ids) for part, ids in MONITORED.items()]

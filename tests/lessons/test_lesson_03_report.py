@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 from labkit import Lab
 from labkit.blog import create_app
 from labkit.course import rubric
+from labkit.course.cards import words
 from labkit.course.deliverables import module, requirements
 from labkit.course.evidence import Evidence
 from labkit.course.exercises import outline
@@ -192,7 +193,7 @@ def test_the_exercises_of_the_rubric_are_those_of_the_lesson() -> None:
 def test_the_report_tells_metrics_health_panel_and_alert(tmp_path: Path) -> None:
     evidence = Evidence(tmp_path / "progress/03_monitoring.json")
     missing = "\n".join(report_sections(evidence.kept()))
-    assert missing.count("Sin medición") == 4
+    assert missing.count(words("lesson_03.not_measured")) == 4
     scenarios = (
         Scenario("", "healthy", 200, 0.01),
         Scenario("database_down", "unhealthy", 503, 0.02, ("host",)),
@@ -202,7 +203,7 @@ def test_the_report_tells_metrics_health_panel_and_alert(tmp_path: Path) -> None
     kept = evidence.kept()
     told = "\n".join(report_sections(kept))
     assert "| app_requests_total | counter | 0 | 0 |" in told
-    assert "| Base de datos apagada | unhealthy | 503 | 20,0 ms | host |" in told
+    assert f"| {words('lesson_03.fault_database_down')} | unhealthy | 503 | 20,0 ms | host |" in told
     assert "03_monitoring-health.png" in told and not kept
 
 

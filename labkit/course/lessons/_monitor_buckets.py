@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,22 +66,20 @@ class Bucketed:
 
         def draw(axes: Any) -> None:
             values = sorted(self.elapsed)
-            low, high = values[0] * 0.6, max(values[int(0.99 * len(values))] * 2, 0.011)
             shares = [100 * n / len(values) for n in range(1, len(values) + 1)]
-            for ax, name in zip(axes, sizes, strict=True):
-                bounds = [b for b in sizes[name] if b <= high]
+            for ax, name, high in zip(axes, sizes, (1.3 * max(self.default, self.real), 2.5 * self.real), strict=True):
+                bounds = [0.0, *(b for b in sizes[name] if b < math.inf)]
                 known = [100 * sum(v <= b for v in values) / len(values) for b in bounds]
                 ax.step(values, shares, where="post", color=plots.GREY, label=words("lesson_03.bucket_measured"))
                 known_by = words("lesson_03.bucket_known")
-                ax.plot([low, *bounds], [0, *known], "o-", color=plots.BLUE, markersize=4, label=known_by)
+                ax.plot(bounds, known, "o-", color=plots.BLUE, markersize=5, label=known_by)
                 real = words("lesson_03.bucket_p95_real", value=duration(self.real))
                 ax.axvline(self.real, color=plots.GREEN, label=real)
                 said = words("lesson_03.bucket_p95_told", value=duration(told[name]))
                 ax.axvline(told[name], color=plots.VERMILION, linestyle="--", label=said)
-                ax.set(xlabel=words("lesson_03.bucket_axis"), ylim=(0, 103))
+                ax.set(xlabel=words("lesson_03.bucket_axis"), xlim=(0, high), ylim=(0, 103))
                 ax.set_title(words(f"lesson_03.{name}"), fontsize=11, fontweight="normal")
-                plots.durations(ax.xaxis, log=True)
-                ax.set_xlim(low, high)
+                plots.durations(ax.xaxis)
                 ax.legend(loc="lower right", fontsize=9, frameon=True, facecolor=ax.get_facecolor(), framealpha=1)
             axes[0].set_ylabel(words("lesson_03.bucket_share"))
 
