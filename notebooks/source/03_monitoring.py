@@ -375,7 +375,7 @@ statuses("/download", monitoring_middleware=metrics, MetricsMiddleware=shipped)
 # - `histogram_quantile(0.95, rate(x_bucket[1m]))`: busca el bucket del 95 % y traza una recta dentro de él
 #
 # El primer bucket por defecto llega a 5 ms. Con respuestas más rápidas, la recta va de 0 a 5 ms y el p95 sale siempre
-# 4,75 ms. **¿Qué límites pondrías en `MetricsCollector`?**
+# cerca de 4,75 ms. **¿Qué límites pondrías en `MetricsCollector`?**
 
 # %% name="buckets" tags=["measure"]
 lab.get("/health/")
@@ -416,9 +416,9 @@ display(waited.plot(), lesson.actual("2", wait_ms=1_000 * waited.percentiles["p9
 #
 # Dificultad: alta · Importancia: alta · **8 minutos**
 #
-# `check_part` pregunta si una dependencia responde. Tres defectos: el texto suelto `"SELECT 1"` falla siempre; el error
-# muestra a cualquiera host, puerto y usuario; si la base de datos calla, todos esperan. Corrígela: pregunta en un hilo,
-# con 0,5 s de límite; responde con una palabra y deja la excepción en el log.
+# Un **sondeo**, `check_part`, pregunta si una dependencia responde. Tres defectos: el texto `"SELECT 1"` falla siempre;
+# el error muestra a cualquiera host, puerto y usuario; si la base de datos calla, todos esperan. Corrígelo: pregunta en
+# un hilo, con 0,5 s de límite; responde con una palabra y deja la excepción en el log.
 
 # %% name="router" tags=["setup"] file="monitoring/health_checks.py"
 router = APIRouter(prefix="/health", tags=["health"])
@@ -490,7 +490,7 @@ lesson.check("3.5", check_part)
 #
 # Dificultad: alta · Importancia: alta · **7 minutos**
 #
-# Dos defectos más. `cpu_percent(interval=1)` detiene a todos un segundo en cada pregunta, o **sondeo**. Y un
+# Dos defectos más. `cpu_percent(interval=1)` detiene a todos un segundo en cada sondeo. Y un
 # `unhealthy` llega con HTTP 200: el balanceador, que reparte las visitas y solo mira el código, las sigue mandando.
 # Corrígelo: sin esperar, y 503 si está `unhealthy`; `degraded` sigue siendo 200. Abajo fallan a propósito la base de
 # datos, Redis y el disco; lo que no es de verdad dice «(simulado)».
