@@ -35,7 +35,8 @@ _OURS = frozenset((b"x-request-id", b"x-response-time"))
 _FILES = frozenset(("http.response.pathsend", "http.response.zerocopysend"))  # the server reads them itself
 _BODY = frozenset((b"content-length", b"transfer-encoding"))
 _TELLING = frozenset((b"x-request-id", b"authorization", b"cookie"))
-_session = re.compile(rb"(?:^|;) *((?:[\w.-]*session[\w.-]*|[\w.-]*\bsid)=[^;]+)", re.IGNORECASE).search
+# Names of bounded length: else a cookie of nothing but the word would hold up the loop for seconds.
+_session = re.compile(rb"(?:^|;) *((?:[\w.-]{0,64}session[\w.-]{0,64}|[\w.-]{0,64}\bsid)=[^;]+)", re.IGNORECASE).search
 _log = logging.getLogger("labkit.http")
 
 
@@ -254,7 +255,7 @@ def _written(tenths: int) -> bytes:
     return b"%.4f" % (tenths / 10_000)
 
 
-async def _fail(error: Exception, *asgi: object) -> None:
+async def _fail(error: BaseException, *asgi: object) -> None:
     raise error
 
 
