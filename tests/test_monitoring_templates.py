@@ -297,3 +297,15 @@ def test_nothing_is_matched_a_second_time(monkeypatch: pytest.MonkeyPatch) -> No
         asked(layered, path)
         assert looks == without
         looks.clear()
+
+
+def test_a_layer_of_what_is_mounted_knows_an_endpoint_with_several_places() -> None:
+    inner, outer = Metrics(), Metrics()
+    app, shop = Starlette(), FastAPI(openapi_url=None)
+    shop.router.routes += [Route("/a", hello), Route("/b", hello), Mount("/in", routes=[Route("/a", hello)])]
+    shop.add_middleware(MetricsMiddleware, metrics=inner)
+    app.mount("/shop", shop)
+    app.add_middleware(MetricsMiddleware, metrics=outer)
+    asked(app, "/shop/b")
+    assert set(counted(inner)) == {("GET", "/b", 200)}
+    assert set(counted(outer)) == {("GET", "/shop/b", 200)}

@@ -51,7 +51,10 @@ class Templates:
             return _frontend(scope)
         places = self._known(thing, root)
         if len(places) > 1:
-            places = [place for place in places if re.fullmatch(place[1], _path(scope))]
+            # As this path is seen from outside of the mounts or, by a layer of what is mounted, from inside.
+            inside = scope["path"].removeprefix(scope.get("root_path", ""))
+            matches = ([place for place in places if re.fullmatch(place[1], each)] for each in (_path(scope), inside))
+            places = next(filter(None, matches), [])
         return places[0][0] if places else getattr(thing, "path_format", UNMATCHED)
 
     def _known(self, thing: Any, root: Any) -> list[Place]:
