@@ -287,3 +287,18 @@ def test_a_simulated_latency_is_part_of_a_statements_time(caplog: pytest.LogCapt
         lab.get("/users/7")
     seconds = [one.seconds for one in caplog.records if one.name == "labkit.sql"]
     assert seconds and min(seconds) >= 0.019
+
+
+def test_pools_are_counted_while_engines_come_and_go() -> None:
+    """A scrape looks at them in a thread of its own."""
+    metrics, engine, late = Metrics(), *(create_engine("sqlite://", poolclass=QueuePool) for _ in range(2))
+
+    class Interrupted(weakref.WeakKeyDictionary[Any, Any]):
+        def __iter__(self) -> Iterator[Any]:
+            for key in super().__iter__():
+                metrics.watch_engine(late)  # as another thread may between two steps
+                yield key
+
+    metrics._database._engines = Interrupted()
+    metrics.watch_engine(engine)
+    assert pool(metrics) == [0, 0, 0, 15]

@@ -124,7 +124,8 @@ class DatabaseWatch:
         return inf if any(extra < 0 for _, extra in most) else sum(map(sum, most))
 
     def _pools(self) -> list[QueuePool]:
-        return [engine.pool for engine in list(self._engines) if isinstance(engine.pool, QueuePool)]
+        engines = [reference() for reference in self._engines.keyrefs()]  # asked in one thread, watched in another
+        return [engine.pool for engine in engines if engine is not None and isinstance(engine.pool, QueuePool)]
 
     def _before(self, connection: Any, cursor: Any, sql: str, values: Any, context: Any, many: bool) -> None:
         self._count(operation(sql))
