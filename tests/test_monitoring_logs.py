@@ -11,6 +11,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -145,6 +146,19 @@ def test_what_cannot_be_shown_is_still_a_line(
     assert "sql" in line
     assert len(journal.df) == 1
     assert capsys.readouterr().err == ""  # logging says there what it could not write
+
+
+@pytest.mark.parametrize("form", ["human", "json"])
+def test_records_that_nobody_but_a_program_makes_are_still_lines(form: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever logs never gets to know of it: a journal that raised would have failed a request."""
+    journal = Journal()
+    odd = [{"name": None}, {"exc_text": 5}, {"stack_info": Mute()}, {"exc_info": "none"}, {"args": 3}]
+    records = [logging.makeLogRecord({"name": "labkit.sql", "levelno": 20, "msg": "m", **each}) for each in odd]
+    written = lines(form, *[partial(logging.getLogger("labkit.sql").handle, record) for record in records])
+    for record in records:
+        journal.handle(record)
+    assert len(journal.df) == len(odd) and sum(" m" in line or '"m' in line for line in written) == len(odd)
+    assert capsys.readouterr().err == ""
 
 
 def test_fields_never_hide_what_every_line_has(under: str) -> None:

@@ -69,10 +69,10 @@ def entry(record: logging.LogRecord) -> Entry:
     return Entry(
         record.created,
         record.levelno,
-        record.name.removeprefix(f"{OURS}."),
+        _text(record.name).removeprefix(f"{OURS}."),
         _text(getattr(record, "request_id", None) or request_id.get()),
         _text(message),
-        _text("\n".join(filter(None, (error, record.stack_info)))),
+        _text("\n".join(map(_text, filter(None, (error, record.stack_info))))),
         {f"{name}_" if name in BASE else name: value for name, value in own.items()},
     )
 
