@@ -201,7 +201,7 @@ def test_other_buckets_need_another_registry() -> None:
     assert Metrics(metrics.registry, buckets=(0.1, 1)).registry is Metrics(metrics.registry).registry
     with pytest.raises(MonitoringError, match="buckets"):
         Metrics(metrics.registry, buckets=(0.2, 1))
-    for wrong in ((1, 0.1), ()):
+    for wrong in ((1, 0.1), (), (1, 1), (float("nan"),), ("a", "b")):  # twice the same bound: no scrape is accepted
         with pytest.raises(MonitoringError, match="buckets="):
             Metrics(buckets=wrong)
 

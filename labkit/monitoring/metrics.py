@@ -8,6 +8,8 @@ import time
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import pairwise
+from math import inf
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess, values
@@ -96,6 +98,8 @@ class Metrics:
         self.registry, self._buckets = registry, buckets
         self._together = _several_workers()
         try:
+            if any(not low < high for low, high in pairwise((-inf, *buckets))):  # each may stand there once only
+                raise ValueError(buckets)
             self._requests = Counter(
                 "app_requests_total", "Requests answered.", ["method", "endpoint", "status"], registry=None
             )
@@ -123,7 +127,7 @@ class Metrics:
             )
             self._pool = _gauge("app_database_pool_connections", "Connections in the database pool.", ["state"])
             self._limit = _gauge("app_database_pool_limit", "Connections that the pool may open at most.")
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise MonitoringError(say("metrics.bad_buckets", buckets=buckets)) from error
         except OSError as error:
             raise MonitoringError(say("metrics.no_folder", folder=error.filename)) from error
