@@ -160,6 +160,31 @@ def test_each_wrong_whole_has_a_sentence_of_its_own(
     assert judged.card.hint or key in PLAIN
 
 
+MACHINE = 'psutil.virtual_memory().percent, state.disk_usage("/").percent, psutil.cpu_percent()'
+BOTH = """await asyncio.gather(
+        check_part("database", lambda: ask_database(state.engine)),
+        check_part("cache", lambda: ask_cache(state.redis_url)),
+    )"""
+ASYNC = f"async def ask_both(state):\n    return {BOTH}\n\n\n"
+ROUTE = '@router.get("/detailed")'
+HELPERS: dict[str, Swaps] = {
+    "the machine": [(MACHINE, "usage(state)"), (ROUTE, f"def usage(state):\n    return {MACHINE}\n\n\n{ROUTE}")],
+    "the parts": [(BOTH, "await ask_both(state)"), (ROUTE, ASYNC + ROUTE)],
+    "names of psutil": [
+        ("psutil.virtual_memory()", "virtual_memory()"),
+        (ROUTE, f"from psutil import virtual_memory\n\n\n{ROUTE}"),
+    ],
+}
+
+
+@pytest.mark.parametrize("swaps", HELPERS.values(), ids=HELPERS)
+def test_helpers_of_hers_see_the_same_parts_and_machine(notebook: Notebook, swaps: Swaps, no_faults: None) -> None:
+    endpoint = notebook.write("3.6", with_solution(notebook, "3.6", swaps))
+    before = dict(endpoint.__globals__)
+    assert notebook.judge("3.6", endpoint).card.verdict == "done"
+    assert endpoint.__globals__ == before, "what the check has put there is gone"
+
+
 def test_a_right_whole_over_wrong_parts_is_told_so(notebook: Notebook) -> None:
     judged = notebook.check("3.6", with_solution(notebook, "3.6", [], "starter"))
     assert judged.state == ("almost", "live_status") and "3.5" in judged.card.message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -12,7 +13,6 @@ from fastapi import FastAPI
 
 from labkit.asgi import Reply
 from labkit.course.checks import Context, Verdict, almost, done
-from labkit.course.lessons._cache import rebound
 from labkit.course.lessons._monitor_faults import PATIENCE, scenarios
 from labkit.course.lessons._monitor_watch import STALL, turning
 from labkit.lab import Lab
@@ -20,6 +20,7 @@ from labkit.lab import Lab
 PATH = "/check/health"
 KEYS = {"status", "timestamp", "checks"}
 SYSTEM = {"memory_usage", "disk_usage", "cpu_usage"}
+_ASKED = ("virtual_memory", "disk_usage", "cpu_percent")  # of psutil
 
 Scripted = dict[str, str]
 
@@ -98,10 +99,26 @@ def _alone(ctx: Context, endpoint: Callable[..., Any], verdicts: Scripted, machi
 
     pieces = {"check_part": check_part, "ask_database": lambda engine: None, "ask_cache": lambda url: None}
     app = FastAPI()
-    app.add_api_route(PATH, rebound(endpoint, psutil=machine, **pieces), response_model=None)
+    app.add_api_route(PATH, endpoint, response_model=None)
     app.state.engine, app.state.redis_url, app.state.disk_usage = object(), "redis://", machine.disk_usage
-    with Lab(app, latency=0, time_limit=5.0) as lab:
+    with _exchanged(endpoint, pieces, machine), Lab(app, latency=0, time_limit=5.0) as lab:
         yield lab
+
+
+@contextmanager
+def _exchanged(endpoint: Callable[..., Any], pieces: dict[str, Any], machine: _Machine) -> Iterator[None]:
+    """Other parts and another psutil under the notebook's names, for helpers that her endpoint calls as well."""
+    names: dict[str, Any] = getattr(inspect.unwrap(endpoint), "__globals__", {})
+    theirs = [(psutil, machine), *((getattr(psutil, name), getattr(machine, name)) for name in _ASKED)]
+    others = {name: other for name, value in list(names.items()) for known, other in theirs if value is known} | pieces
+    before = {name: names[name] for name in others if name in names}
+    names.update(others)
+    try:
+        yield
+    finally:
+        for name in others.keys() - before.keys():
+            del names[name]
+        names.update(before)
 
 
 def _once(ctx: Context, lab: Lab) -> Reply:
