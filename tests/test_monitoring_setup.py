@@ -16,6 +16,7 @@ import anyio
 import psutil
 import pytest
 from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
 from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from starlette.applications import Starlette
@@ -338,6 +339,22 @@ class TestRefusals:
 
         with pytest.raises(MonitoringError, match="MetricsMiddleware"):
             monitor(MetricsMiddleware(fastapi_app(), metrics=Metrics()))
+
+    def test_a_registry_is_no_metrics(self) -> None:
+        with pytest.raises(MonitoringError, match=r"CollectorRegistry.*Metrics\("):
+            monitor(fastapi_app(), metrics=CollectorRegistry())  # type: ignore[arg-type]
+
+    def test_a_function_is_no_check_and_one_check_is_enough(self) -> None:
+        def ask_payments() -> None:
+            return None
+
+        with pytest.raises(MonitoringError, match=r"ask_payments.*Check\("):
+            monitor(fastapi_app(), checks=[ask_payments])  # type: ignore[list-item]
+        with pytest.raises(MonitoringError, match="0"):
+            monitor(fastapi_app(), checks=[0])  # type: ignore[list-item]
+        app = fastapi_app()
+        monitor(app, checks=Check("payments", ask_payments))
+        assert "payments" in run(app, "/health/detailed")[0].json["checks"]
 
     def test_a_path_that_is_none_is_refused_at_once(self) -> None:
         with pytest.raises(MonitoringError, match="metrics"):

@@ -26,7 +26,7 @@ def monitor(
     metrics: Metrics | None = None,
     engine: Any = None,
     cache: Any = None,
-    checks: Iterable[Check] = (),
+    checks: Iterable[Check] | Check = (),
     excluded: Iterable[str] = (),
     user: Callable[[MutableMapping[str, Any]], Hashable] | None = None,
 ) -> Metrics:
@@ -39,12 +39,12 @@ def monitor(
     Args:
         app: the application. Its ``state`` gets ``metrics``, ``health`` and, unless it is there, ``disk_usage``
             (``psutil.disk_usage``), which the check of the disk asks.
-        metrics: where to count; default: a new one.
+        metrics: where to count; default: a new one. `Metrics` says what it takes to have more than one worker.
         engine: SQLAlchemy engine, sync or async, or a function that gives it once the application has started
             (``lambda: app.state.engine``). Its statements are counted, and it is checked: critical.
         cache: a Redis client, a ``CacheClient``, an address, or a function that gives one; it is checked: not critical.
             Its operations count where ``metrics.on_cache`` is the observer.
-        checks: more of them; one with the name of another (``database``, ``pool``, ``cache``, ``disk``, ``memory``,
+        checks: one or more of them. The name of another (``database``, ``pool``, ``cache``, ``disk``, ``memory``,
             ``cpu``, ``event_loop``) takes its place.
         excluded: paths whose requests, and those below, are not counted.
         user: tells users apart, see `MetricsMiddleware`.
@@ -53,13 +53,19 @@ def monitor(
         The metrics.
 
     Raises:
-        MonitoringError: if ``app`` is no such application, ``engine`` no engine or a path to exclude unusable. That a
-            function gives no engine is told at the start of the application.
+        MonitoringError: if ``app`` is no such application, ``metrics``, ``engine`` or one of the ``checks`` something
+            else, or a path to exclude unusable. That a function gives no engine is told at the start of the
+            application.
     """
     state = getattr(app, "state", None)
     router: Any = getattr(app, "router", None)
     if state is None or not isinstance(getattr(router, "routes", None), list) or not hasattr(app, "user_middleware"):
         raise MonitoringError(say("monitor.not_an_app", type=type(app).__name__))
+    if not isinstance(metrics, Metrics | None):
+        raise MonitoringError(say("monitor.not_metrics", type=type(metrics).__name__))
+    checks = [checks] if isinstance(checks, Check) else list(checks)
+    if others := [each for each in checks if not isinstance(each, Check)]:
+        raise MonitoringError(say("monitor.not_a_check", value=repr(others[0])))
     metrics = metrics or Metrics(version=getattr(app, "version", "1.0.0"))
     if not hasattr(state, "disk_usage"):
         state.disk_usage = psutil.disk_usage
