@@ -546,4 +546,4 @@ assert report.status == "unhealthy"
 """
     done = subprocess.run([sys.executable, "-W", "error", "-c", program], capture_output=True, text=True, timeout=30)
     assert done.returncode == 0
-    assert done.stderr.splitlines() == ["check a: unhealthy timeout", "check b: unhealthy timeout"]
+    assert done.stderr == ""  # unless somebody configures logging

@@ -71,7 +71,7 @@ def test_new_ids_are_never_the_same_in_any_thread() -> None:
 def test_forked_workers_do_not_hand_out_the_same_ids() -> None:
     code = (
         "import os\nfrom labkit.monitoring.ids import new_id\nnew_id()\n"
-        "child = os.fork()\nprint(new_id(), flush=True)\nchild and os.waitpid(child, 0)"
+        "child = os.fork()\nos.write(1, f'{new_id()}\\n'.encode())\nchild and os.waitpid(child, 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert len(set(done.stdout.split())) == 2
