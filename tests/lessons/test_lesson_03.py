@@ -259,6 +259,11 @@ LIVES: dict[str, tuple[str, Swaps]] = {
 NO_HINT = ("live_methods", "live_registry")
 
 
+def test_the_breaker_may_be_counted_as_what_it_is(notebook: Notebook) -> None:
+    counted = '        self.track_cache_operation("breaker" if event.kind == "breaker" else "get", event.kind)'
+    assert notebook.check("3.2", notebook.version("3.2", (EVENT, counted))).state == ("done", "live_done")
+
+
 @pytest.mark.parametrize(("key", "swaps"), LIVES.values(), ids=LIVES)
 def test_each_wrong_feeding_has_a_sentence_of_its_own(notebook: Notebook, key: str, swaps: Swaps) -> None:
     judged = notebook.check("3.2", notebook.version("3.2", *swaps))
@@ -374,6 +379,13 @@ MIDDLEWARES: dict[str, tuple[str, Swaps]] = {
 @pytest.mark.parametrize(("key", "swaps"), MIDDLEWARES.values(), ids=MIDDLEWARES)
 def test_each_wrong_middleware_has_a_sentence_of_its_own(notebook: Notebook, key: str, swaps: Swaps) -> None:
     judge(notebook, "3.4", key, swaps)
+
+
+def test_a_class_is_told_where_it_does_not_fit(notebook: Notebook) -> None:
+    source = notebook.text("3.4", "solution").replace("async def monitoring_middleware(", "async def dispatch(self, ")
+    lines = ["class monitoring_middleware(BaseHTTPMiddleware):", *(f"    {line}" for line in source.splitlines())]
+    judged = notebook.check("3.4", "from starlette.middleware.base import BaseHTTPMiddleware\n" + "\n".join(lines))
+    assert judged.state == ("almost", "ids_class") and judged.card.hint
 
 
 def test_a_handler_for_exceptions_is_another_way(notebook: Notebook) -> None:

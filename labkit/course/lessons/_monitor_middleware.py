@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import random
 import re
 import secrets
@@ -173,6 +174,7 @@ class Recorder:
 
 def check_3_4(ctx: Context, middleware: Callable[..., Any]) -> Verdict:
     """Good, refused, unknown and failing requests: headers of each, what was counted, what the log knows."""
+    ctx.require(not inspect.isclass(middleware), "ids_class")
     recorder = Recorder()
     own = getattr(ctx.lab.app, "exception_handlers", {})
     handlers = {kind: h for kind, h in own.items() if getattr(h, "__module__", "") == "__main__"}
