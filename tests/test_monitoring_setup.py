@@ -25,9 +25,11 @@ from starlette.routing import Mount, Route
 
 from labkit import Lab, asgi
 from labkit.blog import create_app
+from labkit.cache import CacheClient, cached
 from labkit.errors import AppError, MonitoringError, RequestTimeout
-from labkit.monitoring import Check, Metrics, monitor
+from labkit.monitoring import Check, Metrics, Snapshot, monitor
 from labkit.profiling.queries import record
+from labkit.services import redis
 
 ENDPOINTS = ("/health/", "/health", "/health/live", "/health/ready", "/health/detailed", "/health/metrics", "/metrics")
 FEEDS = ("/performance/fast-endpoint", "/performance/fastest-endpoint")
@@ -359,6 +361,32 @@ class TestRefusals:
     def test_a_path_that_is_none_is_refused_at_once(self) -> None:
         with pytest.raises(MonitoringError, match="metrics"):
             monitor(fastapi_app(), excluded=["metrics"])
+
+
+def test_the_cache_is_asked_for_its_health_and_what_it_keeps_is_counted() -> None:
+    """As the README has it."""
+    app = FastAPI()
+
+    async def requests(url: str) -> None:
+        cache = CacheClient(url)
+        metrics = monitor(app, cache=cache)
+
+        @app.get("/users/{user_id}")
+        @cached(ttl=600, key_prefix="user", client=cache, observer=metrics.on_cache)
+        async def user(user_id: int) -> dict[str, int]:
+            return {"id": user_id}
+
+        for path in ("/users/7", "/users/7", "/users/8"):
+            assert (await asgi.call(app, "GET", path)).status == 200
+        health = await asgi.call(app, "GET", "/health/detailed")
+        await cache.close()
+        assert health.json["checks"]["cache"]["status"] == "healthy"
+        seen = Snapshot.of(metrics.registry)
+        assert seen.total("app_cache_operations_total", operation="get", result="miss") == 2
+        assert seen.total("app_cache_operations_total", operation="get", result="hit") == 1
+
+    with redis.start() as server:
+        anyio.run(requests, server.url)
 
 
 def test_excluded_paths_and_users_are_handed_on() -> None:

@@ -156,7 +156,8 @@ _cache = logging.getLogger(f"{OURS}.cache")
 def cache_observer(event: CacheEvent) -> None:
     """Log what a cache does: changes of its breaker as WARNING, everything else as DEBUG.
 
-    ``CacheClient(url, observer=cache_observer)`` and ``cached(..., observer=cache_observer)``.
+    For the breaker ``CacheClient(url, observer=cache_observer)``, for the rest
+    ``@cached(..., observer=cache_observer)``.
     """
     level = logging.WARNING if event.kind == "breaker" else logging.DEBUG
     if _cache.isEnabledFor(level):

@@ -191,7 +191,7 @@ class Metrics:
         self._users.saw(user)
 
     def on_cache(self, event: Any) -> None:
-        """An observer for labkit's cache: ``CacheClient(url, observer=metrics.on_cache)``."""
+        """An observer for what labkit's cache keeps: ``@cached(..., observer=metrics.on_cache)``."""
         if event.kind in _CACHE_RESULTS:
             self.track_cache_operation("get", event.kind)
 

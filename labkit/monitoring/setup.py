@@ -43,7 +43,7 @@ def monitor(
         engine: SQLAlchemy engine, sync or async, or a function that gives it once the application has started
             (``lambda: app.state.engine``). Its statements are counted, and it is checked: critical.
         cache: a Redis client, a ``CacheClient``, an address, or a function that gives one; it is checked: not critical.
-            Its operations count where ``metrics.on_cache`` is the observer.
+            Its operations count where ``metrics.on_cache`` is the observer of ``cached``.
         checks: one or more of them. The name of another (``database``, ``pool``, ``cache``, ``disk``, ``memory``,
             ``cpu``, ``event_loop``) takes its place.
         excluded: paths whose requests, and those below, are not counted.
