@@ -131,6 +131,14 @@ def test_an_endpoint_replaced_in_one_application_stays_in_the_next(folder: Path)
             assert three.get("/performance/fast-endpoint").queries == 2
 
 
+def test_forty_at_once_do_not_wait_for_each_other_s_connections(folder: Path) -> None:
+    # Who waits for one inside the loop stops those who would give theirs back: 30 s of silence, with a pool of 15.
+    with Lab(create_app(data_folder=folder), redis=True, latency=1, time_limit=10) as lab:
+        mix = {"/users/{id}": 1, "/cached/users/{id}": 1, "/posts/latest": 1}
+        load = lab.load(mix, ids=range(1, 300), requests=300, concurrency=40)
+        assert (load.requests, load.errors) == (300, 0)
+
+
 def test_the_slow_endpoint_sleeps_for_each_user(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     naps: list[float] = []
     monkeypatch.setattr("labkit.blog.performance.time.sleep", naps.append)

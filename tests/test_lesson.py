@@ -356,6 +356,8 @@ def test_both_languages_say_everything_with_the_same_values(file: Path) -> None:
 def test_every_exercise_of_the_course_has_a_check_and_four_rungs(project: Path) -> None:
     for name in json.loads((project / STARTERS).read_text()):
         plan = exercises.outline(name)
+        if plan.cures:  # a gallery has cards
+            continue
         module = importlib.import_module(f"labkit.course.lessons.{plan.room}")
         entries = tomllib.loads(next(f for f in MESSAGES if f.stem == plan.room).read_text(encoding="utf-8"))
         for exercise in plan.exercises.values():

