@@ -360,6 +360,7 @@ MIDDLEWARES: dict[str, tuple[str, Swaps]] = {
     "503 for an error": ("ids_statuses", [(RESPONSE, RESPONSE.replace("500", "503"))]),
     "counted as 500, sent as 200": ("ids_status", [AS_200, AS_500]),
     "the error in the answer": ("ids_leaks", TOLD),
+    "said under no id": ("ids_nameless", [("ids.request_id.set(request_id)", "pass")]),
     "never said": ("ids_silent", [(LOG, "pass")]),
     "a log without the reason": ("ids_silent", [("exception(", "error(")]),
     "not read": ("ids_ignored", [('request.headers.get("X-Request-ID", "")', '""')]),

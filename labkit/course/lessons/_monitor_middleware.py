@@ -206,7 +206,9 @@ def check_3_4(ctx: Context, middleware: Callable[..., Any]) -> Verdict:
         leaks = SECRET in replies[4].text or OnPurpose.__name__ in replies[4].text
         ctx.require(not leaks, "ids_leaks", secret=SECRET)
         raised = any(reply.error for reply in replies[4:])
-        ctx.require(raised or any(SECRET in record for record in records), "ids_silent", asked=2)
+        told = [record for record in records if SECRET in record]
+        ctx.require(raised or told, "ids_silent", asked=2)
+        ctx.require(raised or any(named[4] in record for record in told), "ids_nameless", asked=2)
         ctx.require(kept.count(sent) == 2, "ids_ignored", sent=sent, got=kept[0] or "-")
         accepted = [text for text in UNSAFE if _taken(ctx, lab, text)]
         shown = ", ".join(f"{len(text)} × a" if len(text) > 100 else text or '""' for text in accepted)

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from labkit.monitoring.ids import request_id
+
 STALL = 0.5
 """Seconds without a turn of the loop from which it is said to stand still."""
 
@@ -41,14 +43,14 @@ class turning:
 
 @contextmanager
 def logged() -> Iterator[list[str]]:
-    """Everything that is logged meanwhile, with tracebacks, whoever listens."""
+    """Everything that is logged meanwhile, after the id of its request, with tracebacks, whoever listens."""
     make, kept, lock = logging.getLogRecordFactory(), list[str](), threading.Lock()
     shape = logging.Formatter()
 
     def note(*words: Any, **more: Any) -> logging.LogRecord:
         record = make(*words, **more)
         with lock:
-            text = record.getMessage()
+            text = f"{request_id.get()} {record.getMessage()}"
             if isinstance(record.exc_info, tuple) and record.exc_info[0]:
                 text += "\n" + shape.formatException(record.exc_info)
             kept.append(text)
