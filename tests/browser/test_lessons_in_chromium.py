@@ -23,8 +23,8 @@ ROOT = Path(__file__).parents[2]
 LEARNER = sorted((ROOT / "notebooks/es").glob("*.ipynb"))
 SOLUTIONS = sorted((ROOT / "notebooks/es/solutions").glob("*.ipynb"))
 SHOTS = os.environ.get("LABKIT_SHOTS")
-# A gallery's learner's edition shows trap and cure; in the dark it is only looked at.
-DARK = [path for path in SOLUTIONS if SHOTS or not outline(path.stem).cures]
+# Solutions run in nbclient. What the dark theme adds is seen on one lesson of plain cells and on one that redraws.
+DARK = [path for path in SOLUTIONS if SHOTS or path.stem in ("00_start", "03_monitoring")]
 RUN_SECONDS = 300
 
 
