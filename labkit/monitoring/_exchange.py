@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 MARK = "labkit.monitoring"  # in the scope: the registry in which the request is recorded already,
 FAILED = "labkit.monitoring.failed"  # and the exchange, once it has failed. Before that it would be a cycle to collect
-METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "QUERY"))
 GONE = 499
 SLOW = 0.005  # seconds from which on it is worth while to ask a server whether the client is still there,
 SHARE, LONGEST = 0.01, 0.002  # which may take this part of what the request took, and no longer than so many seconds
@@ -113,7 +112,7 @@ class Exchange:
             seconds = perf_counter() - self.begun
             if seconds > SLOW:
                 await self._look(seconds)
-            headers = [pair for pair in message.get("headers", ()) if pair[0].lower() not in _OURS]
+            headers = [pair for pair in message.get("headers", ()) if pair[0] not in _OURS]
             headers.append((b"x-request-id", self.id.encode()))
             headers.append((b"x-response-time", _written(int(seconds * 10_000))))
             message = {**message, "headers": headers}
@@ -125,7 +124,8 @@ class Exchange:
             self.gone = True
             raise
         if last and self.open:
-            self._close(GONE if self._left() else self.status)
+            server = getattr(self._receive, "__self__", None)  # as in _left(), which takes longer
+            self._close(GONE if self.gone or getattr(server, "disconnected", False) else self.status)
 
     def end(self) -> None:
         """The application is done."""
@@ -228,11 +228,14 @@ class Exchange:
         seconds = perf_counter() - self.begun
         self.open, self.recorded = False, status
         layer, scope = self.layer, self.scope
-        method = scope["method"]
         layer.finish()
-        size = 0 if method == "HEAD" else self.size
-        endpoint = layer.template(scope, self.root)
-        layer.series(method if method in METHODS else "other", endpoint, status).record(seconds, size)
+        method, place = scope["method"], scope.get("route")
+        if "fastapi" in scope and (context := scope["fastapi"].get("effective_route_context")) is not None:
+            place = context
+        known = layer.known.get((method, status, id(place)))
+        if known is None or known[0] is not place or "app_root_path" in scope:
+            known = layer.find(scope, self.root, status, place)
+        known[1](seconds, 0 if method == "HEAD" else self.size)
         user = self.user
         if layer.user is not None:
             user = None

@@ -12,7 +12,7 @@ from typing import Any
 
 UNMATCHED = "unmatched"  # what no route answers: addresses that do not exist, redirects from one with a slash too many
 _REST = "/{path}"  # what a mount hands on to an application without routes
-_MOST = 10_000  # things remembered, far more than any application has routes
+MOST = 10_000  # things remembered, far more than any application has routes
 _NOTHING: Mapping[str, Any] = {}
 
 Place = tuple[str, str]  # the template, and a pattern of the paths that it stands for
@@ -38,15 +38,11 @@ class Templates:
             scope: of a request, after routing.
             root: the application in which the mounts are; they replace it in the scope by the one that they lead to.
         """
-        route, endpoint = scope.get("route"), scope.get("endpoint")
-        context = scope["fastapi"].get("effective_route_context") if "fastapi" in scope else None
-        thing = endpoint
-        if context is not None and context.original_route is route:  # of an included router: it knows the prefixes
-            thing = context
-        elif route is not None and getattr(route, "endpoint", None) is endpoint:
-            thing = route
-        if thing is not endpoint and "app_root_path" not in scope:  # no mount on the way
-            return thing.path_format  # type: ignore[no-any-return, union-attr]
+        endpoint, thing = scope.get("endpoint"), answered_by(scope)
+        if thing is None:
+            thing = endpoint
+        elif "app_root_path" not in scope:  # no mount on the way
+            return thing.path_format  # type: ignore[no-any-return]
         if endpoint is None:
             return _frontend(scope)
         places = self._known(thing, root)
@@ -60,7 +56,7 @@ class Templates:
     def _known(self, thing: Any, root: Any) -> list[Place]:
         """Where a route, an endpoint or a mounted application stands."""
         routes = _routes(root or self._app) or ()
-        if len(routes) != self._size or len(self._places) > _MOST:  # something was declared meanwhile
+        if len(routes) != self._size or len(self._places) > MOST:  # something was declared meanwhile
             self._size = len(routes)
             self._places.clear()
         known = self._places.get(id(thing))
@@ -68,6 +64,18 @@ class Templates:
             places = [place for each, place in _walk(routes) if each is thing]
             known = self._places[id(thing)] = thing, list(dict.fromkeys(places))
         return known[1]
+
+
+def answered_by(scope: Mapping[str, Any]) -> Any:
+    """The route that has answered, or what FastAPI knows of one in an included router, its prefixes included.
+
+    None where the scope has no more than an endpoint: FastAPI does not name Starlette's own routes, nor mounts.
+    """
+    route = scope.get("route")
+    context = scope.get("fastapi", _NOTHING).get("effective_route_context")
+    if context is not None and context.original_route is route:
+        return context
+    return route if route is not None and getattr(route, "endpoint", None) is scope.get("endpoint") else None
 
 
 def _frontend(scope: Mapping[str, Any]) -> str:

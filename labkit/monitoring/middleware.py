@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Hashable, Iterable
+from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from labkit._text import say
 from labkit.errors import MonitoringError
 from labkit.monitoring._exchange import MARK, Exchange
-from labkit.monitoring._templates import Templates
+from labkit.monitoring._templates import MOST, Templates, answered_by
 from labkit.monitoring.ids import request_id
 from labkit.monitoring.metrics import Metrics
 
+METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "QUERY"))
+Record = Callable[[float, int], None]
 _CACHE = "labkit.cache"  # in the scope of requests that labkit's cache makes on its own, for no user
 
 
@@ -61,8 +64,9 @@ class MetricsMiddleware:
         self.user = user
         # Bound once: these are called for every request.
         self.begin, self.finish = metrics.in_progress.inc, metrics.in_progress.dec
-        self.series, self.saw = metrics.series, metrics.saw
-        self.template = Templates(app).of
+        self.saw = metrics.saw
+        self.known: dict[tuple[str, int, int], tuple[object, Record]] = {}
+        self.templates = Templates(app)
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,7 +82,8 @@ class MetricsMiddleware:
         token = request_id.set(exchange.id)
         try:
             await self.app(scope, exchange.receive, exchange.send)
-            exchange.end()
+            if exchange.open or exchange.recorded == 500:
+                exchange.end()
         except BaseException as error:
             await exchange.fail(error)
             raise
@@ -88,3 +93,14 @@ class MetricsMiddleware:
                 request_id.reset(token)
             except ValueError:  # thrown away, and closed in another context, where it was never set
                 pass
+
+    def find(self, scope: Scope, root: Any, status: int, place: Any) -> tuple[object, Record]:
+        """What records a request; by heart from then on, if its route alone tells the template."""
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        found = place, self.metrics.series(method, self.templates.of(scope, root), status).record
+        alone = place is not None and answered_by(scope) is place and "app_root_path" not in scope
+        if alone and method != "other":
+            if len(self.known) > MOST:
+                self.known.clear()
+            self.known[method, status, id(place)] = found
+        return found
