@@ -32,7 +32,7 @@ TOOLS = {
     },
     "monitoring": {
         "what is counted": "metrics users database lag system",
-        "what a request was": "middleware ids _exchange _templates",
+        "what a request was": "middleware ids _exchange _failures _templates",
         "what was logged": "logs journal _entry",
         "what is seen while it runs": "samples panel alert _charts _screen",
     },

@@ -5,27 +5,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Hashable
+from contextlib import suppress
 from functools import lru_cache, partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import anyio
-from starlette._utils import is_async_callable
 from starlette.exceptions import HTTPException
 from starlette.middleware.errors import ServerErrorMiddleware
-from starlette.requests import Request
 from starlette.types import Message, Receive, Scope, Send
 
+from labkit.monitoring._failures import FAILED, lead_through
 from labkit.monitoring.ids import accepted, new_id, request_id
 
 if TYPE_CHECKING:
     from labkit.monitoring.middleware import MetricsMiddleware
 
-MARK = "labkit.monitoring"  # in the scope: the registry in which the request is recorded already,
-FAILED = "labkit.monitoring.failed"  # and the exchange, once it has failed. Before that it would be a cycle to collect
+MARK = "labkit.monitoring"  # in the scope: the registry in which the request is recorded already
 GONE = 499
 SLOW = 0.005  # seconds from which on it is worth while to ask a server whether the client is still there,
 SHARE, LONGEST = 0.01, 0.002  # which may take this part of what the request took, and no longer than so many seconds
@@ -150,7 +148,7 @@ class Exchange:
         if isinstance(guard, ServerErrorMiddleware):
             # Also if a head went out: a layer outside may have kept it, or make an error of what is none.
             self.scope[FAILED] = self
-            _lead_through(guard)
+            lead_through(guard)
             if rank == 0 and not answered:
                 return  # Starlette answers, and the answer comes by here
         elif not answered:
@@ -260,42 +258,3 @@ def _written(tenths: int) -> bytes:
 
 async def _fail(error: BaseException, *asgi: object) -> None:
     raise error
-
-
-def _lead_through(guard: ServerErrorMiddleware) -> None:
-    """Let what Starlette's outermost layer answers to failures go by the exchange, like every other answer."""
-    for name in ("handler", "error_response", "debug_response"):
-        make: Any = getattr(guard, name)
-        if make is not None and not hasattr(make, "labkit"):
-            led = _led(make)
-            led.labkit = True
-            setattr(guard, name, led)
-
-
-def _led(make: Any) -> Any:
-    async def wait(request: Request, error: Exception) -> Any:
-        with _again(request) as through:
-            return through(await make(request, error))
-
-    def run(request: Request, error: Exception) -> Any:
-        with _again(request) as through:
-            return through(make(request, error))
-
-    return wait if is_async_callable(make) else run
-
-
-@contextmanager
-def _again(request: Request) -> Iterator[Callable[[Any], Any]]:
-    """The request once more, for what answers its failure."""
-    exchange: Exchange | None = request.scope.get(FAILED)
-    if exchange is None:  # it failed before it came to us
-        yield lambda response: response
-        return
-    token = request_id.set(exchange.id)
-    try:
-        yield lambda response: partial(exchange.answer, response)
-    except BaseException:
-        exchange.abandon()
-        raise
-    finally:
-        request_id.reset(token)
