@@ -163,7 +163,7 @@ def test_other_messages_pass_as_they_are() -> None:
     answer = asked(MetricsMiddleware(app, metrics=metrics))
     assert own == copies  # nothing was written into them
     assert [answer.messages[0], answer.messages[2]] == [own[0], own[2]]
-    assert answer.messages[1]["trailers"] is True and answer.messages[1]["headers"][0] == (b"a", b"b")
+    assert answer.messages[1]["trailers"] is True and (b"a", b"b") in answer.headers
     assert only(metrics) == ("GET", "unmatched", 200)
 
 

@@ -7,7 +7,7 @@ import logging
 import re
 from collections.abc import Hashable
 from contextlib import suppress
-from functools import lru_cache, partial
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -29,6 +29,7 @@ SLOW = 0.005  # seconds from which on it is worth while to ask a server whether 
 SHARE, LONGEST = 0.01, 0.002  # which may take this part of what the request took, and no longer than so many seconds
 
 _OURS = frozenset((b"x-request-id", b"x-response-time"))
+_SPENT = tuple((b"x-response-time", b"%.4f" % (tenths / 10_000)) for tenths in range(1_000))  # formatting takes longer
 _FILES = frozenset(("http.response.pathsend", "http.response.zerocopysend"))  # the server reads them itself
 _BODY = frozenset((b"content-length", b"transfer-encoding"))
 _TELLING = frozenset((b"x-request-id", b"authorization", b"cookie"))
@@ -71,8 +72,8 @@ class Exchange:
             self.user = hash(session[1])
         elif client := scope.get("client"):
             self.user = client[0]
-        if MARK in scope:  # a layer around this one records it elsewhere
-            self.id = request_id.get()
+        if MARK in scope and (outer := request_id.get()):  # a layer around this one records it elsewhere
+            self.id = outer
         else:
             scope[MARK] = layer.registry
             self.id = (given is not None and accepted(given)) or new_id()
@@ -110,9 +111,12 @@ class Exchange:
             seconds = perf_counter() - self.begun
             if seconds > SLOW:
                 await self._look(seconds)
-            headers = [pair for pair in message.get("headers", ()) if pair[0] not in _OURS]
-            headers.append((b"x-request-id", self.id.encode()))
-            headers.append((b"x-response-time", _written(int(seconds * 10_000))))
+            tenths = int(seconds * 10_000)  # of a millisecond
+            spent = _SPENT[tenths] if tenths < len(_SPENT) else (b"x-response-time", b"%.4f" % seconds)
+            headers = [(b"x-request-id", self.id.encode()), spent]
+            for pair in message.get("headers", ()):
+                if pair[0] not in _OURS:
+                    headers.append(pair)
             message = {**message, "headers": headers}
         elif kind in _FILES:
             last = not message.get("more_body")
@@ -248,12 +252,6 @@ class Exchange:
         method, path, seconds = self.scope["method"], quote(self.scope["path"]), perf_counter() - self.begun
         extra = {"method": method, "path": path, "status": status, "seconds": round(seconds, 6)}
         _log.log(level, "%s %s %d", method, path, status, exc_info=error, extra=extra)
-
-
-@lru_cache(1024)
-def _written(tenths: int) -> bytes:
-    """So many tenths of a millisecond, in seconds: mostly the same few."""
-    return b"%.4f" % (tenths / 10_000)
 
 
 async def _fail(error: BaseException, *asgi: object) -> None:

@@ -71,7 +71,8 @@ class MetricsMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As ASGI calls it."""
-        if scope["type"] != "http" or scope.get(MARK) is self.registry or _CACHE in scope:
+        twice = scope.get(MARK) is self.registry and request_id.get()  # both, for a scope may be used once more
+        if scope["type"] != "http" or twice or _CACHE in scope:
             await self.app(scope, receive, send)
             return
         loop = asyncio.get_running_loop()
@@ -88,7 +89,6 @@ class MetricsMiddleware:
             await exchange.fail(error)
             raise
         finally:
-            scope.pop(MARK, None)
             try:  # noqa: SIM105 - suppress() takes each request 0.3 us
                 request_id.reset(token)
             except ValueError:  # thrown away, and closed in another context, where it was never set
