@@ -921,7 +921,7 @@ def test_users_are_told_apart_by_credentials_or_session_or_address() -> None:
     for headers, client, users in visits:
         asked(app, headers=headers, client=client)
         assert total(metrics, "app_active_users") == users
-    assert b"Bearer" not in repr(vars(metrics._users)).encode() and b"xyz" not in repr(vars(metrics._users)).encode()
+    assert b"Bearer" not in repr(vars(metrics.users)).encode() and b"xyz" not in repr(vars(metrics.users)).encode()
 
 
 @pytest.mark.parametrize("cookie", [b"a.session" * 6_000, b"x; " + b"s" * 60_000, b"session;" * 8_000, b"; " * 30_000])

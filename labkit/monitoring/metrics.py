@@ -18,6 +18,7 @@ from prometheus_client.metrics_core import Metric
 
 from labkit._text import say
 from labkit.errors import MonitoringError
+from labkit.monitoring._requests import PLAIN, Level, PlainRequests, Series, SharedRequests
 from labkit.monitoring.database import OPERATIONS, POOL_STATES, DatabaseWatch
 from labkit.monitoring.lag import LoopWatch
 from labkit.monitoring.system import SystemCollector, workers
@@ -28,22 +29,6 @@ BUCKETS = (*(float(f"{step}e{power}") for power in range(-4, 1) for step in (1, 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"  # what every Prometheus reads
 LAG_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _CACHE_RESULTS = frozenset(("hit", "miss", "stale", "error", "bypass"))
-
-
-class Series:
-    """The instruments of one method, endpoint and status."""
-
-    __slots__ = ("_bytes", "_count", "_seconds")
-
-    def __init__(self, count: Counter, seconds: Histogram, size: Counter) -> None:
-        self._count, self._seconds, self._bytes = count.inc, seconds.observe, size.inc
-
-    def record(self, seconds: float, size: int = 0) -> None:
-        """One request: how long it took, and how many bytes its body had."""
-        self._count()
-        self._seconds(seconds)
-        if size:
-            self._bytes(size)
 
 
 class Metrics:
@@ -58,7 +43,8 @@ class Metrics:
 
     Attributes:
         registry: the one that was given, or the new one.
-        in_progress: gauge of the requests that are being answered.
+        in_progress: of the requests that are being answered, with ``inc()`` and ``dec()``.
+        users: those of the last 5 minutes.
         loops: the event loops that are watched; ``loops.worst`` is the longest delay of the last seconds.
 
     Raises:
@@ -100,20 +86,10 @@ class Metrics:
         try:
             if any(not low < high for low, high in pairwise((-inf, *buckets))):  # each may stand there once only
                 raise ValueError(buckets)
-            self._requests = Counter(
-                "app_requests_total", "Requests answered.", ["method", "endpoint", "status"], registry=None
-            )
-            self._seconds = Histogram(
-                "app_request_duration_seconds",
-                "Time from a request to the last byte of its answer.",
-                ["method", "endpoint"],
-                buckets=buckets,
-                registry=None,
-            )
-            self._bytes = Counter(
-                "app_response_bytes_total", "Bytes of the bodies sent.", ["method", "endpoint"], registry=None
-            )
-            self.in_progress = _gauge("app_requests_in_progress", "Requests being answered.")
+            plain = PLAIN and not self._together
+            self._requests = PlainRequests(buckets) if plain else SharedRequests(buckets)
+            self._under_way = _gauge("app_requests_in_progress", "Requests being answered.")
+            self.in_progress = Level(self._under_way) if plain else self._under_way
             self._active = _gauge("app_active_users", "Different users of the last 5 minutes.")
             self._queries = Counter(
                 "app_database_queries_total", "SQL statements sent to the database.", ["operation"], registry=None
@@ -133,18 +109,18 @@ class Metrics:
             raise MonitoringError(say("metrics.no_folder", folder=error.filename)) from error
         self._system = SystemCollector(workers if self._together else lambda: [os.getpid()])
         self._register()
-        self._series: dict[tuple[str, str, int | str], Series] = {}
         self._counted: dict[Hashable, Callable[[], None]] = {}
-        self._users = ActiveUsers(clock=clock)
+        self.users = ActiveUsers(clock=clock)
         self._database = DatabaseWatch(self.track_database_query)
         self.loops = LoopWatch(self._ticked)
         self._pools, self._next = False, 0.0
         self._live: list[tuple[Gauge, Callable[[], float]]] = []
-        self._follow(self._active, self._users.count)
+        self._follow(self._active, self.users.count)
 
     def _register(self) -> None:
         """All of them or none."""
-        ours = [each for each in vars(self).values() if isinstance(each, MetricWrapperBase | SystemCollector)]
+        single = [each for each in vars(self).values() if isinstance(each, MetricWrapperBase | SystemCollector)]
+        ours = [*self._requests.collectors, *dict.fromkeys(single)]  # the gauge of what is under way may be there twice
         done: list[Any] = []
         try:
             for each in ours:
@@ -176,19 +152,11 @@ class Metrics:
 
     def series(self, method: str, endpoint: str, status: int | str) -> Series:
         """The instruments of these labels, looked up once: ``series(...).record(seconds, size)``."""
-        key = (method, endpoint, status)
-        found = self._series.get(key)
-        if found is None:
-            found = self._series[key] = Series(
-                self._requests.labels(method, endpoint, status),
-                self._seconds.labels(method, endpoint),
-                self._bytes.labels(method, endpoint),
-            )
-        return found
+        return self._requests.series(method, endpoint, status)
 
     def saw(self, user: Hashable) -> None:
         """This user has made a request: one of ``app_active_users`` for the next 5 minutes."""
-        self._users.saw(user)
+        self.users.saw(user)
 
     def on_cache(self, event: Any) -> None:
         """An observer for what labkit's cache keeps: ``@cached(..., observer=metrics.on_cache)``."""

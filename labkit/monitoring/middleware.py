@@ -64,7 +64,7 @@ class MetricsMiddleware:
         self.user = user
         # Bound once: these are called for every request.
         self.begin, self.finish = metrics.in_progress.inc, metrics.in_progress.dec
-        self.saw = metrics.saw
+        self.saw = metrics.users.saw
         self.known: dict[tuple[str, int, int], tuple[object, Record]] = {}
         self.templates = Templates(app)
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -34,10 +34,14 @@ class ActiveUsers:
 
     def saw(self, user: Hashable) -> None:
         """This user has just done something."""
+        seen = self._seen
+        if user in seen or len(seen) < self._room:  # no lock: nearly always, for each request
+            seen[user] = self._clock()
+            return
         with self._lock:
             now = self._clock()
-            if len(self._seen) < self._room or user in self._seen or self._tidied(now):
-                self._seen[user] = now
+            if self._tidied(now):
+                seen[user] = now
 
     def count(self) -> int:
         """Different users within the window."""
@@ -54,5 +58,7 @@ class ActiveUsers:
 
     def _forget(self, now: float) -> None:
         begin = now - self._window
-        self._seen = {user: seen for user, seen in self._seen.items() if seen > begin}
+        for user in [user for user, seen in self._seen.copy().items() if seen <= begin]:
+            if self._seen[user] <= begin:  # not seen again meanwhile
+                del self._seen[user]
         self._room = min(max(_TIDY, 2 * len(self._seen)), self._most)
