@@ -30,7 +30,8 @@ SHARE, LONGEST = 0.01, 0.002  # which may take this part of what the request too
 
 _OURS = frozenset((b"x-request-id", b"x-response-time"))
 _SPENT = tuple((b"x-response-time", b"%.4f" % (tenths / 10_000)) for tenths in range(1_000))  # formatting takes longer
-_FILES = frozenset(("http.response.pathsend", "http.response.zerocopysend"))  # the server reads them itself
+# What an answer's body comes in; files the server reads itself.
+_PARTS = frozenset(("http.response.body", "http.response.pathsend", "http.response.zerocopysend"))
 _BODY = frozenset((b"content-length", b"transfer-encoding"))
 _TELLING = frozenset((b"x-request-id", b"authorization", b"cookie"))
 # Names of bounded length: else a cookie of nothing but the word would hold up the loop for seconds.
@@ -39,12 +40,11 @@ _log = logging.getLogger("labkit.http")
 
 
 class Exchange:
-    """What is known about a request until it is recorded.
+    """What is known about a request until it is recorded."""
 
-    Attributes:
-        id: of the request.
-    """
-
+    id = ""
+    user: Hashable = None
+    open = False  # whether it is still to be recorded
     status = size = 0  # as they were sent so far
     gone = False  # whether the client is known to have left
     asking = False  # whether the application waits for a message
@@ -56,31 +56,32 @@ class Exchange:
         self.begun = perf_counter()
         self.layer, self.scope, self._receive, self._send = layer, scope, receive, send
         self.root = scope.get("app")
-        given = credentials = session = None
         for name, value in scope["headers"]:
             if name in _TELLING:
-                if name == b"cookie":
-                    session = session or _session(value)
-                elif name == b"authorization":
-                    credentials = value
-                elif given is None:
-                    given = value
-        self.user: Hashable = None
-        if credentials is not None:
-            self.user = hash(credentials)
-        elif session is not None:
-            self.user = hash(session[1])
-        elif client := scope.get("client"):
+                self._heed(name, value)
+        if self.user is None and (client := scope.get("client")):
             self.user = client[0]
         if MARK in scope and (outer := request_id.get()):  # a layer around this one records it elsewhere
             self.id = outer
         else:
             scope[MARK] = layer.registry
-            self.id = (given is not None and accepted(given)) or new_id()
-        scope.setdefault("state", {})["request_id"] = self.id
-        self.open = not layer.excluded or not (scope["path"] + "/").startswith(layer.excluded)
-        if self.open:
+            self.id = self.id or new_id()
+        if "state" in scope:
+            scope["state"]["request_id"] = self.id
+        else:
+            scope["state"] = {"request_id": self.id}
+        if not layer.excluded or not (scope["path"] + "/").startswith(layer.excluded):
+            self.open = True
             layer.begin()
+
+    def _heed(self, name: bytes, value: bytes) -> None:
+        """A header that tells the request's id, or who asks: credentials rather than a session."""
+        if name == b"authorization":
+            self.user = hash(value)
+        elif name == b"x-request-id":
+            self.id = self.id or accepted(value) or ""
+        elif self.user is None and (session := _session(value)):
+            self.user = hash(session[1])
 
     async def receive(self) -> Message:
         """What the application receives: messages as they come."""
@@ -102,10 +103,9 @@ class Exchange:
 
     async def send(self, message: Message) -> None:
         """What the application sends, at once; the head gets its headers, and after the end the request is recorded."""
-        kind, last = message["type"], False
+        kind = message["type"]
         if kind == "http.response.body":
             self.size += len(message.get("body", b""))
-            last = not message.get("more_body")
         elif kind == "http.response.start":
             self.status = message["status"]
             seconds = perf_counter() - self.begun
@@ -118,14 +118,12 @@ class Exchange:
                 if pair[0] not in _OURS:
                     headers.append(pair)
             message = {**message, "headers": headers}
-        elif kind in _FILES:
-            last = not message.get("more_body")
         try:
             await self._send(message)
         except OSError:  # as servers say that nobody is there any more
             self.gone = True
             raise
-        if last and self.open:
+        if kind in _PARTS and self.open and not message.get("more_body"):
             server = getattr(self._receive, "__self__", None)  # as in _left(), which takes longer
             self._close(GONE if self.gone or getattr(server, "disconnected", False) else self.status)
 

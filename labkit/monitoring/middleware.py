@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Hashable, Iterable
+from threading import get_ident
 from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -67,18 +68,17 @@ class MetricsMiddleware:
         self.saw = metrics.users.saw
         self.known: dict[tuple[str, int, int], tuple[object, Record]] = {}
         self.templates = Templates(app)
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop: Any = None  # that was seen last, and its thread
+        self._thread = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """As ASGI calls it."""
-        twice = scope.get(MARK) is self.registry and request_id.get()  # both, for a scope may be used once more
-        if scope["type"] != "http" or twice or _CACHE in scope:
+        if scope["type"] != "http" or _CACHE in scope or (MARK in scope and self._twice(scope)):
             await self.app(scope, receive, send)
             return
-        loop = asyncio.get_running_loop()
-        if loop is not self._loop:
-            self._loop = loop
-            self.metrics.watch_loop(loop)
+        if get_ident() != self._thread or not self._loop.is_running():
+            self._thread, self._loop = get_ident(), asyncio.get_running_loop()  # asks the system up to Python 3.11
+            self.metrics.watch_loop(self._loop)
         exchange = Exchange(self, scope, receive, send)
         token = request_id.set(exchange.id)
         try:
@@ -93,6 +93,10 @@ class MetricsMiddleware:
                 request_id.reset(token)
             except ValueError:  # thrown away, and closed in another context, where it was never set
                 pass
+
+    def _twice(self, scope: Scope) -> bool:
+        """Whether a layer around this one records the request. It needs both, for a scope may be used once more."""
+        return scope[MARK] is self.registry and bool(request_id.get())
 
     def find(self, scope: Scope, root: Any, status: int, place: Any) -> tuple[object, Record]:
         """What records a request; by heart from then on, if its route alone tells the template."""
