@@ -31,7 +31,7 @@ TOOLS = {
         "what learns": "near adaptive warming",
     },
     "monitoring": {
-        "what is counted": "metrics users database lag system",
+        "what is counted": "metrics _requests users database lag system",
         "what a request was": "middleware ids _exchange _failures _templates",
         "what was logged": "logs journal _entry",
         "what is seen while it runs": "samples panel alert _charts _screen",

@@ -196,6 +196,12 @@ def test_somebody_elses_metric_of_our_name_is_an_error_and_leaves_nothing_behind
     Metrics(registry).track_request("GET", "/", 200, 0.1)
 
 
+@pytest.mark.parametrize("wrong", [5, "registry", Metrics()])
+def test_something_else_is_no_registry(wrong: Any) -> None:
+    with pytest.raises(MonitoringError, match=r"registry=.*Metrics\(\)"):
+        Metrics(wrong)
+
+
 def test_other_buckets_need_another_registry() -> None:
     metrics = Metrics(buckets=[0.1, 1])
     assert Metrics(metrics.registry, buckets=(0.1, 1)).registry is Metrics(metrics.registry).registry

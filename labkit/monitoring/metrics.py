@@ -48,7 +48,7 @@ class Metrics:
         loops: the event loops that are watched; ``loops.worst`` is the longest delay of the last seconds.
 
     Raises:
-        MonitoringError: if somebody else's metric in the registry has one of our names, if the same registry was used
+        MonitoringError: if it is no registry, if somebody else's metric in it has one of our names, if it was used
             with other buckets, or if PROMETHEUS_MULTIPROC_DIR is no folder or was set too late.
 
     With PROMETHEUS_MULTIPROC_DIR set before Python starts, several worker processes count together and each can answer
@@ -68,6 +68,8 @@ class Metrics:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         registry = CollectorRegistry() if registry is None else registry
+        if not isinstance(registry, CollectorRegistry):
+            raise MonitoringError(say("metrics.no_registry", value=repr(registry)))
         known: dict[str, Any] | None = vars(registry).get("_labkit_metrics")
         if known is None:
             self._build(registry, tuple(buckets), clock)

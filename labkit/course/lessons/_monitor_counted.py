@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +13,7 @@ from labkit import plots
 from labkit._html import Safe, card
 from labkit._text import duration
 from labkit.course.cards import words
+from labkit.course.lessons._leaving import leave
 from labkit.lab import Lab
 from labkit.monitoring.samples import DURATION, REQUESTS, Snapshot
 
@@ -79,47 +78,8 @@ def hang_up(lab: Lab, app: Any, path: str, *, times: int = 20, after: int = 1) -
         after: pieces that each of them reads.
     """
 
-    async def visit(client: Any) -> None:
-        left, read = asyncio.Event(), 0
-        scope = {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": "1.1",
-            "method": "GET",
-            "scheme": "http",
-            "path": path,
-            "raw_path": path.encode(),
-            "query_string": b"",
-            "root_path": "",
-            "headers": [(b"host", b"localhost")],
-            "client": ("127.0.0.1", 50001),
-            "server": ("127.0.0.1", 80),
-            "state": dict(client.state),
-        }
-        asked = False
-
-        async def receive() -> dict[str, Any]:
-            nonlocal asked
-            if not asked:
-                asked = True
-                return {"type": "http.request", "body": b"", "more_body": False}
-            await left.wait()
-            return {"type": "http.disconnect"}
-
-        async def send(message: Mapping[str, Any]) -> None:
-            nonlocal read
-            if left.is_set():
-                raise OSError("the client has left")
-            if message["type"] == "http.response.body":
-                read += 1
-                if read > after:
-                    left.set()
-
-        with suppress(OSError, Exception):
-            await app(scope, receive, send)
-
     async def work(client: Any) -> None:
-        await asyncio.gather(*(visit(client) for _ in range(times)))
+        await asyncio.gather(*(leave(app, path, after=after, state=client.state) for _ in range(times)))
 
     lab.run(work, 20.0)
 

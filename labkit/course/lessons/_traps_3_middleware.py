@@ -6,7 +6,6 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import suppress
 from typing import Any
 
 from fastapi import FastAPI
@@ -14,6 +13,7 @@ from fastapi.responses import StreamingResponse
 
 from labkit import asgi, stats
 from labkit.course.checks import Context
+from labkit.course.lessons._leaving import leave
 from labkit.course.trapcard import Found, judged
 from labkit.monitoring import Metrics
 
@@ -92,7 +92,7 @@ def t51(ctx: Context, trap: Any, cure: Any) -> Found:
 
         async def clients() -> None:
             paths = ["/stream", "/slow"] * (GONE // 2)
-            await asyncio.gather(*(_hang_up(app, path) for path in paths))
+            await asyncio.gather(*(leave(app, path, seconds=LEAVES) for path in paths))
 
         ctx.run(clients)
         return _samples(metrics, "app_requests_total")
@@ -100,36 +100,6 @@ def t51(ctx: Context, trap: Any, cure: Any) -> Found:
     counted, cured = statuses(trap), statuses(cure)
     numbers = counted.get("200", 0.0), cured.get("200", 0.0)
     return judged(*numbers, bad=lambda n: n > 0, clients=GONE, gone=cured.get("499", 0.0))
-
-
-async def _hang_up(app: FastAPI, path: str) -> None:
-    """A client that leaves while it waits: what an ASGI server makes of it."""
-    asked, gone = False, asyncio.Event()
-
-    async def receive() -> dict[str, Any]:
-        nonlocal asked
-        if not asked:
-            asked = True
-            return {"type": "http.request", "body": b"", "more_body": False}
-        await gone.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(message: Any) -> None:
-        if gone.is_set():
-            raise OSError("the client is gone")
-
-    scope: dict[str, Any] = {
-        "type": "http",
-        "method": "GET",
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": b"",
-    }
-    scope |= {"headers": [], "http_version": "1.1", "scheme": "http", "root_path": "", "client": ("127.0.0.1", 50_000)}
-    scope |= {"asgi": {"version": "3.0", "spec_version": "2.4"}, "server": ("127.0.0.1", 80)}
-    asyncio.get_running_loop().call_later(LEAVES, gone.set)
-    with suppress(Exception):  # whatever comes of it reaches the server's log, and no client
-        await app(scope, receive, send)
 
 
 def t53(ctx: Context, trap: Any, cure: Any) -> Found:
