@@ -16,7 +16,7 @@ import pytest
 from labkit import settings
 from labkit.course import cards, checks
 from labkit.course.cards import LOOK, Card
-from labkit.course.checks import Context, Verdict, almost, done, inconclusive, run_check, todo
+from labkit.course.checks import Context, Verdict, almost, done, run_check, todo
 from labkit.course.exercises import Exercise, Outline
 from labkit.course.markers import fingerprints
 from labkit.errors import RequestTimeout
@@ -98,11 +98,11 @@ def test_verdicts_may_be_raised_or_returned() -> None:
     own = written("def total(items):\n    return 1\n")
 
     def raises(ctx: Context, thing: Any) -> Verdict:
-        raise inconclusive("course.missing")
+        raise Verdict("inconclusive", "course.missing")
 
     assert judge(own, raises).verdict == "inconclusive"
     assert judge(own, lambda ctx, thing: todo("course.missing")).verdict == "todo"
-    assert judge(own, lambda ctx, thing: inconclusive("course.missing")).verdict == "inconclusive"
+    assert judge(own, lambda ctx, thing: Verdict("inconclusive", "course.missing")).verdict == "inconclusive"
 
 
 # --- the learner's code stops

@@ -61,11 +61,6 @@ def todo(key: str, **counts: Any) -> Verdict:
     return Verdict("todo", key, **counts)
 
 
-def inconclusive(key: str, **counts: Any) -> Verdict:
-    """The measurement does not tell; never fails a learner."""
-    return Verdict("inconclusive", key, **counts)
-
-
 Check = Callable[["Context", Any], Verdict]
 
 

@@ -105,9 +105,6 @@ class PlainRequests(Collector):
         self._series: dict[tuple[str, str, str], PlainSeries] = {}
         self.collectors: list[Collector] = [self]
 
-    def __len__(self) -> int:
-        return len(self._series)
-
     def series(self, method: str, endpoint: str, status: int | str) -> Series:
         """The one of these labels."""
         labels = str(method), str(endpoint), str(status)
