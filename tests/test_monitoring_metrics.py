@@ -124,7 +124,40 @@ def test_active_users_are_those_of_the_last_five_minutes_at_the_scrape() -> None
     assert read(metrics, "app_active_users") == 0
 
 
-def test_threads_lose_nothing() -> None:
+RECORD = st.tuples(
+    st.sampled_from(["GET", "POST"]),
+    st.sampled_from(["/", "/users/{user_id}"]),
+    st.sampled_from([200, "200", 404]),
+    st.one_of(st.sampled_from(BUCKETS), st.floats(0, 20)),
+    st.integers(0, 10**7),
+)
+
+
+@given(st.lists(RECORD, max_size=40), st.sampled_from([BUCKETS, (1, 5, math.inf)]))
+def test_plain_numbers_say_what_prometheus_instruments_say(records: list[Any], buckets: Any) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        plain = Metrics(buckets=buckets)
+        patch.setattr("labkit.monitoring.metrics.PLAIN", False)  # as without a global lock
+        whole = Metrics(buckets=buckets)
+    for metrics in (plain, whole):
+        metrics.in_progress.inc()
+        for record in records:
+            metrics.track_request(*record)
+    one, other = (
+        {key: value for key, value in parsed(metrics.render()[0]).items() if key[0].startswith("app_re")}
+        for metrics in (plain, whole)
+    )
+    assert one == pytest.approx(other) and one["app_requests_in_progress", ()] == 1
+    help_ = [
+        [line for line in metrics.render()[0].splitlines() if line.startswith(b"# ") and b" app_re" in line]
+        for metrics in (plain, whole)
+    ]
+    assert sorted(help_[0]) == sorted(help_[1]) and len(help_[0]) == 8
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_threads_lose_nothing(plain: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("labkit.monitoring.metrics.PLAIN", plain)
     metrics = Metrics()
     start = threading.Barrier(8)
 
