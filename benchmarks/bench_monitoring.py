@@ -195,11 +195,15 @@ def measure(routes: int, layers: Sequence[Layer], missing: str, loop: asyncio.Ab
         [_fast(turns) for turns in zip(*rounds(cases, seconds=6, batch=0.015), strict=True)] for _ in range(SLICES)
     ]
     rows = [Row(layers[0].title, median(times[0] for times in slices))]
+    least = median(times[1] - times[0] for times in slices)
     for i, layer in enumerate(layers[1:], 1):
         added, low, high = median_interval([times[i] - times[0] for times in slices])
         goal, reached = (f"<= {layer.goal * 1e6:g} us", added <= layer.goal) if layer.goal else ("", None)
-        rows.append(Row(layer.title, added, None, low * 1e6, high * 1e6, goal, reached))
-    floor = "the same application without a layer, whose time the first line says; the others say what they add to it"
+        rows.append(Row(layer.title, added, added / least, low * 1e6, high * 1e6, goal, reached))
+    floor = (
+        "the same application without a layer, whose time the first line says; the others say what they add to it, the "
+        "ratio to what the layer by hand adds"
+    )
     about = f"{routes} route{'s'[: routes > 1]}, CPU time added to a request (interval in us)"
     return Table(about, f"{floor}{missing}", rows, len(slices))
 
