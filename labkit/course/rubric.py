@@ -104,7 +104,10 @@ def _cache(evidence: Evidence) -> Level | None:
 
 
 def _monitoring(evidence: Evidence) -> Level | None:
-    """A level for each part of the system that is whole; the last one with a panel that has watched requests."""
+    """By the parts of the system that are whole: metrics, which the middleware feeds, health checks, then the rest.
+
+    The best level is for all of it, with a panel that has watched requests.
+    """
     tried = {event["exercise"] for event in evidence.of("check") if event["verdict"] != "todo"}
     if not tried:
         return None
@@ -112,9 +115,9 @@ def _monitoring(evidence: Evidence) -> Level | None:
     done: dict[str, Any] = {part: sum(id in solved for id in ids) for part, ids in MONITORED.items()}
     rows = evidence.kept().get("panel", {}).get("rows", [])
     panel = any((row.get("status_2xx") or 0) > 0 for row in rows)
-    whole = [done[part] == len(ids) for part, ids in MONITORED.items()]
-    whole[-1] &= panel
-    level = max(1, whole.index(False) if False in whole else len(whole))
+    metrics, middleware, health, alert = (done[part] == len(ids) for part, ids in MONITORED.items())
+    level = 1 + metrics * (middleware + health)
+    level += level == 3 and alert and panel
     said = words(f"rubric.panel_{'yes' if panel else 'no'}")
     return Level("monitoring", level, words("rubric.monitored", **done, panel=said))
 
