@@ -37,6 +37,9 @@ def workers(alive: bool = True) -> list[int]:
 class SystemCollector:
     """Processes and machine, looked up at each scrape. Never waits: the processors' time is exported as counters.
 
+    So nobody has to call anything now and then, as the course's ``update_system_metrics`` has it: a figure that is set
+    by a timer is as old as the timer's last turn, and this one is as old as the scrape.
+
     Args:
         pids: the processes to tell of; each is a series of its own, with the label ``pid``.
         folder: on the disk to tell of.

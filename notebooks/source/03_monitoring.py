@@ -21,7 +21,8 @@
 # - Configurar alertas básicas
 
 # %% [markdown] name="criteria"
-# **Requisitos:** el cuaderno `00_start`. El curso pide conocer lo básico de Prometheus; aquí se explica lo necesario.
+# **Requisitos:** el cuaderno `00_start`. El curso pide lo básico de Prometheus y de JavaScript; aquí no hace
+# falta.
 #
 # **Criterios de evaluación**
 #
@@ -32,11 +33,12 @@
 #
 # **Pruebas y validación**
 #
-# 1. Las métricas se generan correctamente: 3.1 y 3.2
+# 1. Las métricas se generan correctamente: 3.1 y 3.2; en tiempo real, en el panel de 3.7
 # 2. Los health checks, en diferentes escenarios: 3.5 y 3.6
 # 3. El middleware captura todas las peticiones: 3.3 y 3.4
 
 # %% name="setup" tags=["setup"]
+import io
 from threading import Timer
 
 from labkit import Lab, zipf
@@ -44,7 +46,7 @@ from labkit.blog import create_app
 from labkit.course import open_lesson
 from labkit.course.lessons.lesson_03 import buckets, hang_up, has_postgres, inventory
 from labkit.course.lessons.lesson_03 import scenarios, statuses, storm
-from labkit.monitoring import Alert, History, Metrics, MetricsMiddleware, Snapshot
+from labkit.monitoring import Alert, History, Metrics, MetricsMiddleware, Snapshot, logs
 
 lab = Lab(create_app(monitored=False), redis=True, postgres=has_postgres())
 lesson = open_lesson("03_monitoring", language="es", lab=lab)
@@ -84,8 +86,9 @@ lesson.actual("1", errors=100 * seen["errors"], p95_ms=1_000 * seen["p95_s"])
 # Dificultad: media · Importancia: alta · **5 minutos**
 #
 # La aplicación de `lab` no tiene nada de eso: lo pones tú. Esta clase, el colector, declara las seis métricas y
-# funciona una vez. Un segundo colector (la misma celda otra vez) encuentra los nombres ocupados en el **registro**
-# global, donde viven las métricas: `Duplicated timeseries`. Corrígela: que todo viva en el registro que recibe.
+# funciona una vez. Un segundo colector (la celda que lo crea, otra vez) encuentra los nombres ocupados en el
+# **registro** global, donde viven las métricas: `Duplicated timeseries`. Corrígela: que todo viva en el registro que
+# recibe.
 
 # %% name="imports" tags=["setup"]
 import asyncio
@@ -584,15 +587,25 @@ display(lesson.keep("alert", alert).plot(), lesson.check("3.7", error_alert))
 #
 # ## Tu reporte
 #
-# El reporte se escribe con lo que mediste, y tu código va al lado. Faltan tus observaciones: qué viste en el panel
-# durante la caída, qué métrica te la mostró primero y qué alerta agregarías.
+# El reporte trae lo que mediste; tu código va al lado. Faltan tus observaciones: qué viste durante la caída, qué
+# métrica la mostró primero y qué alerta agregarías.
 #
-# **Más allá**, fuera de los 60 minutos: `lab.system()` muestra procesos y memoria, como `htop`; `lab.switchboard()`
-# da botones para romper cada parte mientras corre un panel; `08_trap_gallery` tiene más trampas.
+# **Más allá** de los 60 minutos:
+#
+# - `logs.configure` da un nivel de log a cada componente
+# - `lab.system()` muestra procesos y memoria, como `htop`. `labkit` los mide cuando Prometheus lee:
+#   `update_system_metrics()` sobra
+# - `lab.switchboard()` rompe partes mientras corre un panel
+# - `08_trap_gallery` tiene más trampas
 
 # %% name="report" tags=["reflect"]
 lesson.keep("metrics", inventory(metrics))
 display(lesson.calibration(), lesson.report())
 
 # %% name="system" tags=["measure"]
+written, unwatch = io.StringIO(), shipped.watch_engine(lab.engine)
+logs.configure(levels={"sql": "DEBUG"}, stream=written)
+lab.get("/users/1")
+unwatch()
+print(written.getvalue())
 lab.system()
