@@ -124,6 +124,7 @@ def test_a_part_that_never_ends_is_ended(notebook: Notebook, monkeypatch: pytest
 
 
 CPU = "psutil.cpu_percent()"
+CACHE = 'check_part("cache", lambda: ask_cache(state.redis_url))'
 UNWELL = 'if database["status"] == "unhealthy":\n        status, response.status_code = "unhealthy", 503'
 DEGRADED = 'if cache["status"] == "unhealthy" or max(memory, disk) > 90:\n        status = "degraded"'
 SET_503 = ('        status = "degraded"', '        status, response.status_code = "degraded", 503')
@@ -144,6 +145,7 @@ WHOLES: dict[str, tuple[str, Swaps]] = {
     "the database is not critical": ("whole_database", [('"unhealthy", 503', '"degraded", 200')]),
     "never well": ("whole_well", [('status = "healthy"', 'status = "degraded"')]),
     "no timestamp": ("whole_shape", [('"timestamp": time.time(), ', "")]),
+    "its own question": ("whole_own", [(CACHE, 'asyncio.sleep(0, {"status": "healthy"})')]),
     "no system": ("whole_parts", [(', "system": system', "")]),
     "no processor": ("whole_system", [(', "cpu_usage": f"{cpu:.1f}%"', "")]),
     "a parameter": ("whole_parameters", [("response: Response", "response: Response, secret: str")]),
@@ -167,9 +169,15 @@ BOTH = """await asyncio.gather(
     )"""
 ASYNC = f"async def ask_both(state):\n    return {BOTH}\n\n\n"
 ROUTE = '@router.get("/detailed")'
+SESSION = "from fastapi import Depends\nfrom labkit.blog import get_db\nfrom sqlalchemy.orm import Session\n\n\n"
 HELPERS: dict[str, Swaps] = {
     "the machine": [(MACHINE, "usage(state)"), (ROUTE, f"def usage(state):\n    return {MACHINE}\n\n\n{ROUTE}")],
     "the parts": [(BOTH, "await ask_both(state)"), (ROUTE, ASYNC + ROUTE)],
+    "the session of the course": [
+        ("response: Response)", "response: Response, db: Session = Depends(get_db))"),
+        ("lambda: ask_database(state.engine)", 'lambda: db.execute(text("SELECT 1"))'),
+        (ROUTE, SESSION + ROUTE),
+    ],
     "names of psutil": [
         ("psutil.virtual_memory()", "virtual_memory()"),
         (ROUTE, f"from psutil import virtual_memory\n\n\n{ROUTE}"),

@@ -10,6 +10,8 @@ from typing import Any
 
 import psutil
 from fastapi import FastAPI
+from sqlalchemy import NullPool, create_engine
+from sqlalchemy.orm import sessionmaker
 
 from labkit.asgi import Reply
 from labkit.course.checks import Context, Verdict, almost, done
@@ -29,9 +31,12 @@ def check_3_6(ctx: Context, detailed_health: Callable[..., Any]) -> Verdict:
     """Shape, a loop that turns, what each combination of parts comes to, and the Lab under each fault."""
     verdicts: Scripted = {}
     machine = _Machine()
-    with _alone(ctx, detailed_health, verdicts, machine) as lab:
+    asked: set[str] = set()
+    with _alone(ctx, detailed_health, verdicts, machine, asked) as lab:
         reply, stalled = _watched(ctx, lab)
         body = _body(ctx, reply)
+        lacking = {"database", "cache"} - asked
+        ctx.require(not lacking, "whole_own", names=", ".join(sorted(lacking)))
         ctx.require(stalled < STALL, "whole_blocks", probes=1, stalled=stalled)
         took = reply.elapsed if reply.elapsed < PATIENCE else min(reply.elapsed, _once(ctx, lab).elapsed)
         ctx.require(took < PATIENCE, "whole_slow", took=took, limit=PATIENCE)
@@ -88,10 +93,13 @@ class _Machine:
 
 
 @contextmanager
-def _alone(ctx: Context, endpoint: Callable[..., Any], verdicts: Scripted, machine: _Machine) -> Iterator[Lab]:
-    """Her endpoint over parts that say what the check wants, in an application of its own."""
+def _alone(
+    ctx: Context, endpoint: Callable[..., Any], verdicts: Scripted, machine: _Machine, asked: set[str]
+) -> Iterator[Lab]:
+    """Her endpoint over parts that say what the check wants, in an application of its own; notes who is asked."""
 
     async def check_part(name: str, ask: Callable[[], Any]) -> dict[str, str]:
+        asked.add(name)
         ask()
         if verdicts.get(name) == "unhealthy":
             return {"status": "unhealthy", "error": "unavailable"}
@@ -101,6 +109,7 @@ def _alone(ctx: Context, endpoint: Callable[..., Any], verdicts: Scripted, machi
     app = FastAPI()
     app.add_api_route(PATH, endpoint, response_model=None)
     app.state.engine, app.state.redis_url, app.state.disk_usage = object(), "redis://", machine.disk_usage
+    app.state.session_factory = sessionmaker(create_engine("sqlite://", poolclass=NullPool))  # for Depends(get_db)
     with _exchanged(endpoint, pieces, machine), Lab(app, latency=0, time_limit=5.0) as lab:
         yield lab
 
