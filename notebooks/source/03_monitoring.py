@@ -595,7 +595,7 @@ display(lesson.keep("alert", alert).plot(), lesson.check("3.7", error_alert))
 # - `logs.configure` da un nivel de log a cada componente
 # - `lab.system()` muestra procesos y memoria, como `htop`. `labkit` los mide cuando Prometheus lee:
 #   `update_system_metrics()` sobra
-# - `lab.switchboard()` rompe partes mientras corre un panel
+# - `lab.switchboard()` da botones que rompen cada parte
 # - `08_trap_gallery` tiene más trampas
 
 # %% name="report" tags=["reflect"]
