@@ -105,6 +105,7 @@ def test_the_report_holds_table_figures_findings_interval_hints_and_predictions(
         f"| 1 | {words('course.name_queries')} | 40 | 1.051 | 0,038 |",
         words("report.finding", count=1000, place="`/x/app.py:7`", fix="`select(Post) .where(...)`"),
         "Lo que entendí.",
+        f"## {words('report.exercises')}\n\n| {words('report.column_exercise')} |",
         words("rubric.level_3"),  # one exercise solved is not several
     ):
         assert expected in written

@@ -145,9 +145,9 @@ def _report(
     kept = {name: e | {"picture": e["picture"] * (e["picture"] in pictures)} for name, e in evidence.kept().items()}
     yield from [f"# {words(f'report.title_{plan.room}')}", "", words("report.made", lesson=plan.name), ""]
     yield from sections(kept)
-    yield from _exercises(plan, evidence)
     for event in kept.values():
         yield from picture(event)
+    yield from _exercises(plan, evidence)
     yield from _predictions(plan, evidence, pictures)
     yield from _reflections(evidence)
     yield from ["## " + words("report.rubric"), ""]
@@ -202,7 +202,9 @@ def _exercises(plan: Outline, evidence: Evidence) -> list[str]:
         state = f"{LOOK[step.state][0]} {words(f'course.state_{step.state}')}"
         rows.append((step.id, state, last["message"] if last else "-", str(step.checks), str(step.hints)))
     names = ("exercise", "state", "found", "checks", "hints")
-    return list(table(tuple(words(f"report.column_{name}") for name in names), rows)) if rows else []
+    if not rows:
+        return []
+    return ["## " + words("report.exercises"), "", *table(tuple(words(f"report.column_{name}") for name in names), rows)]
 
 
 def _predictions(plan: Outline, evidence: Evidence, pictures: set[str]) -> Iterator[str]:

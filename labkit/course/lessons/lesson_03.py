@@ -36,12 +36,11 @@ __all__ = [
 
 
 def report_sections(kept: dict[str, Event]) -> Iterable[str]:
-    """The metrics, health under each fault, the panel with its alert, and the heading of the exercises."""
+    """The metrics, health under each fault, and the panel with its alert."""
     yield from _section(kept, "metrics", ("metric", "type", "series", "total"))
     yield from _section(kept, "health")
     yield from _section(kept, "panel", table=False)
     yield from _section(kept, "alert", table=False)
-    yield from ["## " + words("lesson_03.section_exercises"), ""]
 
 
 def _section(kept: dict[str, Event], name: str, columns: tuple[str, ...] = (), table: bool = True) -> Iterable[str]:
