@@ -172,8 +172,10 @@ def test_an_environment_that_is_ready_is_not_made_again(bare: Path) -> None:
 
     (bare / ".venv/.ready").write_text(f"3.99 {install.wanted()}", encoding="utf-8")
     assert make(bare, ".venv", PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}").stdout == ""
+    (bare / "venv.py").write_text("def create(*_, **__): raise SystemExit('made anew')", encoding="utf-8")  # saves 6 s
     done = make(bare, ".venv", f"PYTHON={sys.executable}", **NO_NETWORK)
     assert "Python 3.99" in done.stdout, "the interpreter that was asked for by name is the one that is used"
+    assert "made anew" in done.stderr and not (bare / ".venv/bin").exists()
 
 
 @pytest.mark.parametrize(
