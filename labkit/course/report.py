@@ -194,7 +194,7 @@ def _findings(events: Iterable[Event]) -> Iterator[str]:
     yield from [""] if found else []
 
 
-def _exercises(plan: Outline, evidence: Evidence) -> list[str]:
+def _exercises(plan: Outline, evidence: Evidence) -> Iterator[str]:
     rows = []
     for step in progress(plan, evidence).steps:
         checks = [e for e in evidence.of("check", exercise=step.id) if e["verdict"] == step.state]
@@ -202,9 +202,9 @@ def _exercises(plan: Outline, evidence: Evidence) -> list[str]:
         state = f"{LOOK[step.state][0]} {words(f'course.state_{step.state}')}"
         rows.append((step.id, state, last["message"] if last else "-", str(step.checks), str(step.hints)))
     names = ("exercise", "state", "found", "checks", "hints")
-    if not rows:
-        return []
-    return ["## " + words("report.exercises"), "", *table(tuple(words(f"report.column_{name}") for name in names), rows)]
+    if rows:
+        yield from ["## " + words("report.exercises"), ""]
+        yield from table(tuple(words(f"report.column_{name}") for name in names), rows)
 
 
 def _predictions(plan: Outline, evidence: Evidence, pictures: set[str]) -> Iterator[str]:

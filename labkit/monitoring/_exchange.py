@@ -79,7 +79,7 @@ class Exchange:
         if name == b"authorization":
             self.user = hash(value)
         elif name == b"x-request-id":
-            self.id = self.id or accepted(value) or ""
+            self.id = self.id or accepted(value) or new_id()
         elif self.user is None and (session := _session(value)):
             self.user = hash(session[1])
 

@@ -34,14 +34,9 @@ class ActiveUsers:
 
     def saw(self, user: Hashable) -> None:
         """This user has just done something."""
-        seen = self._seen
-        if user in seen or len(seen) < self._room:  # no lock: nearly always, for each request
-            seen[user] = self._clock()
-            return
-        with self._lock:
-            now = self._clock()
-            if self._tidied(now):
-                seen[user] = now
+        # Without the lock but for the last of the three, which is seldom asked: this runs for each request.
+        if user in self._seen or len(self._seen) < self._room or self._tidied():
+            self._seen[user] = self._clock()
 
     def count(self) -> int:
         """Different users within the window."""
@@ -49,12 +44,14 @@ class ActiveUsers:
             self._forget(self._clock())
             return len(self._seen)
 
-    def _tidied(self, now: float) -> bool:
+    def _tidied(self) -> bool:
         """Whether there is room for one more. All users are gone through once a second at most, however many come."""
-        if len(self._seen) < self._most or now >= self._next:
-            self._forget(now)
-            self._next = now + 1.0
-        return len(self._seen) < self._most
+        with self._lock:
+            now = self._clock()
+            if len(self._seen) < self._most or now >= self._next:
+                self._forget(now)
+                self._next = now + 1.0
+            return len(self._seen) < self._most
 
     def _forget(self, now: float) -> None:
         begin = now - self._window
