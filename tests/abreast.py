@@ -19,12 +19,12 @@ ROOT = Path(__file__).parents[1]
 
 
 @contextmanager
-def abreast(request: pytest.FixtureRequest, job: Callable[[str, Path], Any], by_test: bool = False) -> Iterator[Jobs]:
+def abreast(request: pytest.FixtureRequest, job: Callable[[str, Path, Path], Any], by_test: bool = False) -> Iterator[Jobs]:
     """Begin a job for each test of this file that will run and has a ``path``; the tests wait for their own.
 
     Args:
         request: of the fixture, whose scope is the module.
-        job: called with the test's name (without its parameters) and its path.
+        job: called with the test's name (without its parameters), its path and a new folder.
         by_test: whether two tests of one path are two jobs; else the key's name is empty and they share one.
     """
     wanted = {
@@ -34,8 +34,9 @@ def abreast(request: pytest.FixtureRequest, job: Callable[[str, Path], Any], by_
     }
     seconds = json.loads((ROOT / RUNNING).read_text(encoding="utf-8"))
     longest_first = sorted(wanted, key=lambda key: -seconds.get(key[1].stem, 0))
+    folders: pytest.TempPathFactory = request.getfixturevalue("tmp_path_factory")  # it is not for threads
     pool = ThreadPoolExecutor(AT_ONCE)
     try:
-        yield {(name, path): pool.submit(job, name, path) for name, path in longest_first}
+        yield {(name, path): pool.submit(job, name, path, folders.mktemp(path.stem)) for name, path in longest_first}
     finally:
         pool.shutdown(cancel_futures=True)

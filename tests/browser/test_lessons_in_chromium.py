@@ -72,12 +72,11 @@ def solved(lesson: Path, work: Path, chromium: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, chromium: str) -> Iterator[Jobs]:
+def runs(request: pytest.FixtureRequest, chromium: str) -> Iterator[Jobs]:
     """The runs that are asked for, each with a JupyterLab, a browser and a work folder of its own."""
 
-    def job(test: str, path: Path) -> None:
-        work = tmp_path_factory.mktemp(path.stem) / "work"
-        (untouched if "untouched" in test else solved)(path, work, chromium)
+    def job(test: str, path: Path, folder: Path) -> None:
+        (untouched if "untouched" in test else solved)(path, folder / "work", chromium)
 
     with abreast(request, job, by_test=True) as jobs:
         yield jobs

@@ -48,9 +48,9 @@ def execute(path: Path, work: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+def runs(request: pytest.FixtureRequest) -> Iterator[Runs]:
     """The editions that are asked for."""
-    with abreast(request, lambda _, path: execute(path, tmp_path_factory.mktemp(path.stem))) as jobs:
+    with abreast(request, lambda _, path, folder: execute(path, folder)) as jobs:
         yield {path: job for (_, path), job in jobs.items()}
 
 
