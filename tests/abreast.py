@@ -19,7 +19,9 @@ ROOT = Path(__file__).parents[1]
 
 
 @contextmanager
-def abreast(request: pytest.FixtureRequest, job: Callable[[str, Path, Path], Any], by_test: bool = False) -> Iterator[Jobs]:
+def abreast(
+    request: pytest.FixtureRequest, job: Callable[[str, Path, Path], Any], by_test: bool = False
+) -> Iterator[Jobs]:
     """Begin a job for each test of this file that will run and has a ``path``; the tests wait for their own.
 
     Args:
