@@ -169,7 +169,10 @@ lesson.check("1.1", profile_endpoint)
 # quién: el ancho es el tiempo. Debajo, el mismo endpoint línea por línea.
 
 # %% name="profile" tags=["measure"]
-display(lab.profile("/performance/slow-endpoint").plot(), lab.lines("/performance/slow-endpoint", slow_endpoint))
+display(
+    lab.profile("/performance/slow-endpoint").plot(),
+    lab.lines("/performance/slow-endpoint", slow_endpoint),
+)
 
 # %% [markdown] name="nplus1-text"
 # **¿Qué dos líneas consultan la base de datos dentro de un bucle?**
@@ -232,8 +235,9 @@ display(no_sleep.plot(), lesson.actual("2", ratio=no_sleep.ratio, queries=no_sle
 # starter
 @router.get("/fast-endpoint")
 async def fast_endpoint(db: Session = Depends(get_db)):
+    posts, comments = func.count(Post.id).label("posts"), func.count(Comment.id).label("comments")
     users = (
-        db.query(User.id, User.username, func.count(Post.id).label("posts"), func.count(Comment.id).label("comments"))
+        db.query(User.id, User.username, posts, comments)
         .outerjoin(Post, Post.author_id == User.id)
         .outerjoin(Comment, Comment.post_id == Post.id)
         .group_by(User.id, User.username)
@@ -272,7 +276,9 @@ async def fast_endpoint(db: Session = Depends(get_db)):
     posts_by_user = {user.id: [] for user in users}
     for post_id, title, author_id, comments in posts:
         posts_by_user[author_id].append({"id": post_id, "title": title, "comments_count": comments})
-    result = [{"id": user.id, "username": user.username, "posts": posts_by_user[user.id]} for user in users]
+    result = [
+        {"id": user.id, "username": user.username, "posts": posts_by_user[user.id]} for user in users
+    ]
     return {"users": result, "total": len(result)}
 
 

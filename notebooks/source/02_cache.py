@@ -168,8 +168,6 @@ cache_client = CacheClient()
 
 # %% name="decorator" tags=["setup"] file="cache/decorators.py"
 def cached(ttl=300, key_prefix=""):
-    """Keep the answers of an endpoint in Redis."""
-
     def decorator(func):
         @wraps(func)
         async def wrapper(*args, **kwargs):
@@ -178,7 +176,9 @@ def cached(ttl=300, key_prefix=""):
                 found = await run_once(key, lambda: fill(key, func(*args, **kwargs), ttl))
             return found
 
-        wrapper.invalidate = lambda *a, **k: cache_client.delete(generate_cache_key(func, a, k, key_prefix))
+        wrapper.invalidate = lambda *a, **k: cache_client.delete(
+            generate_cache_key(func, a, k, key_prefix)
+        )
         return wrapper
 
     return decorator
@@ -263,11 +263,13 @@ def generate_cache_key(func, args, kwargs, prefix=""):
 
 # solution
 def generate_cache_key(func, args, kwargs, prefix=""):
-    """One key for a question, asked by position, by name or with defaults; the session is no part of it."""
+    """One key for a question, by position, by name or with defaults; the session is no part of it."""
     signature = inspect.signature(func, eval_str=True)
     bound = signature.bind_partial(*args, **kwargs)
     bound.apply_defaults()
-    sessions = {name for name, parameter in signature.parameters.items() if parameter.annotation is Session}
+    sessions = {
+        name for name, parameter in signature.parameters.items() if parameter.annotation is Session
+    }
     asked = {name: value for name, value in bound.arguments.items() if name not in sessions}
     text = ":".join([func.__module__, func.__qualname__, *key_parts(asked)])
     return f"{prefix}:{hashlib.md5(text.encode()).hexdigest()}"

@@ -143,8 +143,11 @@ class MetricsCollector:
         self.duration = Histogram("app_request_duration_seconds", "Request duration", labels, **own)
         self.users = Gauge("app_active_users", "Active users", **own)
         self.queries = Counter("app_database_queries_total", "Database queries", ["operation"], **own)
-        self.cache = Counter("app_cache_operations_total", "Cache operations", ["operation", "result"], **own)
-        Info("app", "Application information", **own).info({"version": "1.0.0", "environment": "development"})
+        self.cache = Counter(
+            "app_cache_operations_total", "Cache operations", ["operation", "result"], **own
+        )
+        about = {"version": "1.0.0", "environment": "development"}
+        Info("app", "Application information", **own).info(about)
 
     def track_request(self, method, endpoint, status, duration):
         """One request and its seconds."""
@@ -515,7 +518,8 @@ async def detailed_health(request: Request, response: Response):
         status = "degraded"
     memory, disk = psutil.virtual_memory().percent, state.disk_usage("/").percent
     cpu = psutil.cpu_percent(interval=1)
-    checks["system"] = {"memory_usage": f"{memory:.1f}%", "disk_usage": f"{disk:.1f}%", "cpu_usage": f"{cpu:.1f}%"}
+    system = {"memory_usage": f"{memory:.1f}%", "disk_usage": f"{disk:.1f}%", "cpu_usage": f"{cpu:.1f}%"}
+    checks["system"] = system
     if status == "healthy" and max(memory, disk) > 90:
         status = "degraded"
     return {"status": status, "timestamp": time.time(), "checks": checks}
@@ -530,7 +534,8 @@ async def detailed_health(request: Request, response: Response):
         check_part("database", lambda: ask_database(state.engine)),
         check_part("cache", lambda: ask_cache(state.redis_url)),
     )
-    memory, disk, cpu = psutil.virtual_memory().percent, state.disk_usage("/").percent, psutil.cpu_percent()
+    memory, disk = psutil.virtual_memory().percent, state.disk_usage("/").percent
+    cpu = psutil.cpu_percent()
     system = {"memory_usage": f"{memory:.1f}%", "disk_usage": f"{disk:.1f}%", "cpu_usage": f"{cpu:.1f}%"}
     status = "healthy"
     if cache["status"] == "unhealthy" or max(memory, disk) > 90:

@@ -34,8 +34,8 @@ _CODE_CELLS = """() => {
   return [...model.cells].filter(cell => cell.type === 'code').map(cell => cell.toJSON());
 }"""
 _STATUS = "() => window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status"
-_TOO_WIDE = """node => [...node.querySelectorAll('.jp-OutputArea-output')]
-  .some(output => output.scrollWidth > output.clientWidth + 2)"""
+_TOO_WIDE = """node => [...node.querySelectorAll('.jp-OutputArea-output, .jp-InputArea .cm-scroller')]
+  .some(part => part.scrollWidth > part.clientWidth + 2)"""
 
 
 @dataclass
@@ -147,7 +147,7 @@ class Notebook:
         return list(zip(ids, self.panel.locator(".jp-Notebook .jp-Cell").all(), strict=True))
 
     def too_wide(self) -> list[str]:
-        """Ids of the cells with an output that must be scrolled sideways."""
+        """Ids of the cells whose code or output must be scrolled sideways."""
         return [name for name, cell in self.cells() if cell.evaluate(_TOO_WIDE)]
 
     def shoot(self, folder: Path) -> None:

@@ -135,7 +135,7 @@ HIDDEN = {  # right on the visible data, whose ids run from 1 to 50
         "fast_ids",
         [
             ('{"id": user.id, "username"', '{"id": n, "username"'),
-            ("for user in users]\n    return", "for n, user in enumerate(users, 1)]\n    return"),
+            ("for user in users\n    ]\n    return", "for n, user in enumerate(users, 1)\n    ]\n    return"),
         ],
     ),
     "letters lost": ("fast_hidden", [('"title": title', '"title": title.encode("cp1252", "ignore").decode("cp1252")')]),

@@ -192,14 +192,14 @@ SHARED = """self.registry = registry
                 registry.register(each)
             return
 """
-KEPT = """"environment": "development"})
+KEPT = """.info(about)
         self.made.update(vars(self), all=list(registry._collector_to_names))
 """
 
 
 def test_instruments_of_the_class_are_shared(notebook: Notebook) -> None:
     swaps = [("    def __init__", "    made = {}\n\n    def __init__"), ("self.registry = registry\n", SHARED)]
-    source = notebook.version("3.1", *swaps, ('"environment": "development"})\n', KEPT))
+    source = notebook.version("3.1", *swaps, (".info(about)\n", KEPT))
     judged = notebook.check("3.1", source)
     assert judged.state == ("almost", "metrics_shared") and judged.card.counts["first"] == 2
 
