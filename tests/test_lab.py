@@ -207,7 +207,7 @@ def test_profilers_and_comparison_are_at_hand(blog: Lab) -> None:
     path = "/performance/fast-endpoint"
     assert blog.profile(path).wall > 0
     assert len(blog.lines(path).df) and len(blog.memory(path).df)
-    comparison = blog.compare("/performance/slow-endpoint?sleep_ms=0", path, seconds=6)
+    comparison = blog.compare("/performance/slow-endpoint?sleep_ms=0", path, seconds=12)
     assert comparison.same_body and comparison.latency_ms == 0.5
     assert (comparison.statements_a, comparison.statements_b) == (1051, 2)
     assert blog.load("/health/", requests=20).requests == 20
