@@ -72,7 +72,8 @@ def test_samples_show_the_endpoint(folder: Path, path: str) -> None:
     assert report.requests > 0 and report.errors == 0
     names = {function for stack, _ in report.stacks for _, function in stack}
     assert {path[1:], "spin"} <= {name.split(".")[-1] for name in names}
-    assert not {"selectors.py", "queue.py"} & {Path(stack[-1][0]).name for stack, _ in report.stacks}
+    last = {(Path(file).name, function.split(".")[-1]) for file, function in (stack[-1] for stack, _ in report.stacks)}
+    assert not {("selectors.py", "select"), ("queue.py", "get")} & last
     assert report.tree.value == pytest.approx(report.df.seconds.sum())
     assert f"GET {path}" in repr(report) and "<img" in report._repr_html_()
     assert children() <= before
