@@ -118,6 +118,10 @@ PROMISES = {
         "        a += middle - start; b += time.perf_counter() - middle\n"
         "    return 1 - b / a",
     ),
+    "a lucky clock": (
+        "improvement_clock",
+        PAIRED.format(n=10) + "return 0.6 + 0.3 * (time.perf_counter() % 1)",
+    ),
 }
 
 

@@ -271,9 +271,11 @@ def check_1_5(ctx: Context, improvement: Callable[..., Any]) -> Verdict:
     ctx.require(lab.pairs >= LEAST_PAIRS, "improvement_few", **counts)
     ctx.require(not lab.in_blocks, "improvement_blocks", **counts)
     timed = {"perf_counter", "monotonic", "time"} & {*getattr(improvement, "__code__", claim.__code__).co_names}
-    steady = not timed or claim(trials, factor)[1] == gain  # what the Lab answers is the same again; a clock goes on
-    ctx.require(steady, "improvement_clock")
-    if not 0.5 < gain < 1:
+    wrong = not 0.5 < gain < 1
+    # A clock may be right by luck, but not twice by the same number, as what is reckoned from the Lab's answers is.
+    clock = timed and (wrong or claim(trials, factor)[1] != gain)
+    ctx.require(not clock, "improvement_clock")
+    if wrong:
         raise almost("improvement_negative" if gain < 0 else "improvement_scale", value=gain, ratio=factor)
     ctx.require(optimistic <= trials * 0.05, "improvement_optimist", **counts)
     return done("improvement_done", ratio=factor, claim=100 * gain, **counts)
