@@ -163,6 +163,7 @@ def test_each_wrong_whole_has_a_sentence_of_its_own(
 
 
 MACHINE = 'psutil.virtual_memory().percent, state.disk_usage("/").percent'
+PROCESSOR = "psutil.cpu_percent()"
 BOTH = """await asyncio.gather(
         check_part("database", lambda: ask_database(state.engine)),
         check_part("cache", lambda: ask_cache(state.redis_url)),
@@ -171,7 +172,10 @@ ASYNC = f"async def ask_both(state):\n    return {BOTH}\n\n\n"
 ROUTE = '@router.get("/detailed")'
 SESSION = "from fastapi import Depends\nfrom labkit.blog import get_db\nfrom sqlalchemy.orm import Session\n\n\n"
 HELPERS: dict[str, Swaps] = {
-    "the machine": [(MACHINE, "usage(state)"), (ROUTE, f"def usage(state):\n    return {MACHINE}\n\n\n{ROUTE}")],
+    "the machine": [
+        (f"memory, disk = {MACHINE}\n    cpu = {PROCESSOR}", "memory, disk, cpu = usage(state)"),
+        (ROUTE, f"def usage(state):\n    return {MACHINE}, {PROCESSOR}\n\n\n{ROUTE}"),
+    ],
     "the parts": [(BOTH, "await ask_both(state)"), (ROUTE, ASYNC + ROUTE)],
     "the session of the course": [
         ("response: Response)", "response: Response, db: Session = Depends(get_db))"),
