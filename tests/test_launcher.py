@@ -111,9 +111,10 @@ def test_a_jupyter_of_her_own_does_not_interfere(workbook: Path, work: Path, tmp
 
 
 def test_her_work_inside_the_project_is_served_with_the_project(workbook: Path) -> None:
-    with started(workbook, workbook / "work", "--port", str(free_port())) as lab:
+    work = workbook / "work"
+    with started(workbook, work, "--port", str(free_port())) as lab:
         address = lab.address()
-        assert urlsplit(address).path == "/lab/tree/work/es/00_start.ipynb"
+        assert urlsplit(address).path == f"/lab/tree/{work.name}/es/00_start.ipynb"
         token = urlsplit(address).query.removeprefix("token=")
         assert ask(address, "/api/contents/notebooks/es/00_start.ipynb", token) == 200
 
